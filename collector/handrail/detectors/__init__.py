@@ -1,0 +1,93 @@
+"""Events become findings: one module for each kind of failure, named after the failure.
+
+A detector is a state machine that knows no clock: time comes in with the event, and `advance` tells it that time
+passed. Laws that one shared test runs over all of them: same events, same findings; no exception on any event; memory
+bounded by `keys`; `advance` twice at the same instant changes nothing; evidence names only events it has seen;
+workflow A never changes the findings of workflow B. A detector never keeps a payload.
+"""
+
+from collections.abc import Iterable, Mapping
+from typing import Any, ClassVar, Literal, Protocol
+
+import msgspec
+
+from handrail.event import Event, Finding, FindingSide, Severity, fingerprint_of
+from handrail.schema.registry import Registry
+
+Action = Literal["observe", "enforce"]
+Scope = Literal["hop", "workflow", "store"]
+Sight = Literal["first", "asked", "final"]
+
+
+class Rule(msgspec.Struct, frozen=True, kw_only=True):
+    """What the detector of a rule knows about its rule."""
+
+    id: str
+    """`kind` or `kind.suffix`; metric label, runbook anchor."""
+    kind: str
+    """A key of `rules.KINDS`; one of the finding kinds."""
+    severity: Severity = "warning"
+    scope: Scope = "hop"
+    action: Action = "observe"
+
+
+class Detector(Protocol):
+    """One kind of failure. `sees` says at which sight of an event the pipeline calls `observe`:
+
+    `first`: once for each event id, as soon as the request is known: what judges the payload.
+    `asked`: when a call is open: what starts a clock or a wait.
+    `final`: when the outcome is known: what judges outcomes.
+    """
+
+    kind: ClassVar[str]
+    sees: ClassVar[frozenset[Sight]]
+    Params: ClassVar[type[msgspec.Struct]]
+
+    def __init__(self, rule: Rule, params: Any, registry: Registry) -> None: ...
+
+    def observe(self, event: Event) -> Iterable[Finding]: ...
+
+    def advance(self, now: float) -> Iterable[Finding]:
+        """Time passed: deadlines, windows, silence. A finding's `at` is when it became true, not when it was noticed."""
+        ...
+
+    def __len__(self) -> int:
+        """How many keys it holds; never more than its `keys` parameter."""
+        ...
+
+
+def finding(
+    rule: Rule,
+    event: Event,
+    message: str,
+    *,
+    evidence: Mapping[str, Any],
+    side: FindingSide = "unknown",
+    at: float | None = None,
+    events: tuple[str, ...] = (),
+    same: tuple[object, ...] = (),
+    fired_by_time: bool = False,
+) -> Finding:
+    """A finding of a rule about an event.
+
+    `same` is what, beside rule, source, target and subject, makes two findings the same one: a path and a keyword,
+    never an id or a time. `events` is the evidence; the event itself is added where it is not named.
+    """
+    return Finding(
+        rule=rule.id,
+        kind=rule.kind,
+        severity=rule.severity,
+        at=event.at if at is None else at,
+        event=None if fired_by_time else event.id,
+        events=events or (event.id,),
+        workflow=event.workflow,
+        task=event.task,
+        source=event.source,
+        target=event.target,
+        subject=event.subject,
+        version=event.version,
+        side=side,
+        message=message,
+        evidence=evidence,
+        fingerprint=fingerprint_of(rule.id, event.source, event.target, event.subject, *same),
+    )

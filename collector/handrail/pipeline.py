@@ -1,0 +1,178 @@
+"""The order of things: one event in, one Decision out, and never any I/O.
+
+    Event ─▶ subject, version, digest ─▶ rules that match ─▶ detectors ─▶ Decision
+"""
+
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+
+import msgspec
+
+from handrail.detectors import Detector, Rule
+from handrail.dialects import Asked, Reader
+from handrail.event import Decision, Event, Fault, Finding, Refusal, digest_of
+from handrail.schema.registry import Registry
+from handrail.wire import Exchange
+
+Where = Callable[[Event], bool]
+
+REFUSAL_STATUS = {
+    "schema.violation": 422,
+    "schema.unknown": 422,
+    "schema.drift": 422,
+    "schema.mismatch": 422,
+    "output.duplicate": 409,
+    "state.stale_read": 409,
+    "handoff.partial": 409,
+    "handoff.loop": 508,
+    "graph.cycle": 508,
+    "wait.deadlock": 508,
+    "budget.exceeded": 504,
+}
+
+
+class Watch(msgspec.Struct, kw_only=True):
+    """One rule in force: its detector, which events it looks at, and how often the detector failed."""
+
+    rule: Rule
+    detector: Detector
+    where: Where | None = None
+    failures: int = 0
+    off: bool = False
+
+
+class Pipeline:
+    """Turns each Event into a Decision.
+
+    A call is observed twice under one id, asked and final; a detector is shown each at the sights it asked for. A
+    detector that raises is contained and counted, and switched off after `failures` times in a row: our own failure
+    never becomes the traffic's. Cost per event: one dictionary operation and one call for each detector in force.
+    """
+
+    def __init__(
+        self, watches: Sequence[Watch], registry: Registry, *, open_limit: int = 100_000, failures: int = 10
+    ) -> None:
+        self.registry = registry
+        self.watches = tuple(watches)
+        self._limit = failures
+        self._open: OrderedDict[str, None] = OrderedDict()
+        self._open_limit = open_limit
+        self._asked = self._seeing("first", "asked")
+        self._final_of_asked = self._seeing("final")
+        self._whole = self._seeing("first", "final")
+
+    def _seeing(self, *sights: str) -> tuple[Watch, ...]:
+        return tuple(watch for watch in self.watches if watch.detector.sees & set(sights))
+
+    def observe(self, event: Event) -> Decision:
+        """What this event means. Raises nothing; what went wrong inside is in `faults`."""
+        faults: list[Fault] = []
+        if event.outcome == "asked":
+            event = self._identify(event, faults)
+            opened = self._open
+            opened[event.id] = None
+            if len(opened) > self._open_limit:
+                opened.popitem(last=False)
+                faults.append(Fault(component="pipeline", reason="open_limit", at=event.at))
+            watches = self._asked
+        elif self._open.pop(event.id, _ABSENT) is None:
+            watches = self._final_of_asked
+        else:
+            event = self._identify(event, faults)
+            watches = self._whole
+        findings: list[Finding] = []
+        refusal: Refusal | None = None
+        for watch in watches:
+            if watch.off or (watch.where is not None and not watch.where(event)):
+                continue
+            try:
+                found = watch.detector.observe(event)
+                if found:
+                    fresh = tuple(found)
+                else:
+                    continue
+            except Exception as error:
+                self._failed(watch, error, event.at, faults)
+                continue
+            findings += fresh
+            if fresh and refusal is None and watch.rule.action == "enforce" and event.outcome == "asked":
+                status = REFUSAL_STATUS.get(watch.rule.kind)
+                if status is not None:
+                    refusal = Refusal(status=status, finding=fresh[0])
+        return Decision(event=event, findings=tuple(findings), faults=tuple(faults), refusal=refusal)
+
+    def advance(self, now: float) -> Decision:
+        """Time passed, to `now` in seconds since the epoch."""
+        findings: list[Finding] = []
+        faults: list[Fault] = []
+        for watch in self.watches:
+            if not watch.off:
+                try:
+                    findings += watch.detector.advance(now)
+                except Exception as error:
+                    self._failed(watch, error, now, faults)
+        return Decision(findings=tuple(findings), faults=tuple(faults))
+
+    def _identify(self, event: Event, faults: list[Fault]) -> Event:
+        """Subject, version and digest where the wire did not say them."""
+        if event.payload is None:
+            return event
+        try:
+            subject, version = self.registry.select(event)
+            digest = event.digest or digest_of(event.payload)
+        except Exception as error:
+            faults.append(_fault("registry", error, event.at))
+            return event
+        if subject == event.subject and version == event.version and digest == event.digest:
+            return event
+        return msgspec.structs.replace(event, subject=subject, version=version, digest=digest)
+
+    def _failed(self, watch: Watch, error: Exception, at: float, faults: list[Fault]) -> None:
+        watch.failures += 1
+        faults.append(_fault(f"detector.{watch.rule.id}", error, at))
+        if watch.failures >= self._limit:
+            watch.off = True
+            faults.append(Fault(component=f"detector.{watch.rule.id}", reason="disabled", at=at))
+
+
+def _fault(component: str, error: Exception, at: float) -> Fault:
+    return Fault(component=component, reason="error", message=f"{type(error).__name__}: {error}", at=at)
+
+
+_ABSENT = object()
+
+
+class Inspector:
+    """Exchanges through the dialects into the pipeline: the same steps for the live proxy and for replay."""
+
+    def __init__(self, reader: Reader, pipeline: Pipeline) -> None:
+        self.reader = reader
+        self.pipeline = pipeline
+
+    def open(self, exchange: Exchange) -> tuple[Asked, list[Decision]]:
+        """The request is complete. The Decisions carry the refusal where a rule in enforce mode made one."""
+        (dialect, events), faults = self.reader.ask(exchange)
+        decisions = [self.pipeline.observe(event) for event in events]
+        known = tuple(decision.event or event for decision, event in zip(decisions, events, strict=True))
+        if faults:
+            decisions.append(Decision(faults=tuple(faults)))
+        return (dialect, known), decisions
+
+    def close(self, exchange: Exchange, asked: Asked) -> Iterator[Decision]:
+        """The exchange is over, with or without a reply."""
+        for read in self.reader.answer(exchange, asked):
+            if isinstance(read, Fault):
+                yield Decision(faults=(read,))
+            else:
+                yield self.pipeline.observe(read)
+
+    def advance(self, now: float) -> Decision:
+        return self.pipeline.advance(now)
+
+
+def refusal_in(decisions: Iterable[Decision]) -> Refusal | None:
+    """The first refusal among Decisions."""
+    for decision in decisions:
+        if decision.refusal is not None:
+            return decision.refusal
+    return None

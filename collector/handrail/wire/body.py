@@ -1,0 +1,193 @@
+"""A message's bounded copy of its body becomes a JSON value, or the reason why it cannot be read.
+
+The bytes that travel are never touched; this reads a copy. Reasons are a closed list, `REASONS`, and each is counted.
+"""
+
+import json
+import re
+import zlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import brotli
+import msgspec
+import orjson
+import zstandard
+
+REASONS = {
+    "too_large": "the body is longer than inspection.body_bytes",
+    "incomplete": "the connection ended before the body did",
+    "stream_too_long": "a stream was longer than inspection.body_bytes",
+    "not_json": "the content type is not JSON",
+    "unknown_encoding": "Content-Encoding names something other than gzip, deflate, br or zstd, or several layers",
+    "decode_error": "the compressed body is damaged",
+    "bomb": "the body decompresses to more than inspection.decoded_bytes, or more than inspection.decode_ratio times",
+    "invalid_json": "the body is not JSON (this includes NaN, Infinity, invalid UTF-8 and lone surrogates)",
+    "duplicate_key": "an object repeats a key, so two readers may see two different payloads",
+    "too_deep": "the body is nested deeper than inspection.depth",
+    "tunnel": "CONNECT, Upgrade or HTTP/2: bytes pass through unread",
+}
+
+MALFORMED = frozenset({"invalid_json", "duplicate_key", "too_deep"})
+"""The reasons that are the sender's doing: the body claims to be JSON and is not, or is ambiguous."""
+
+
+class BodyLimits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How much of a body is looked at."""
+
+    body_bytes: int = 8_388_608
+    decoded_bytes: int = 8_388_608
+    decode_ratio: int = 100
+    depth: int = 128
+
+
+class Body(msgspec.Struct, frozen=True):
+    """What a body says: `value` where it is JSON, `reason` where it could not be read. With `duplicate_key` both are
+    there: the value is what a reader that keeps the last of two equal keys sees."""
+
+    value: Any = None
+    reason: str | None = None
+
+
+EMPTY = Body()
+
+
+def read_body(headers: Mapping[bytes, bytes], raw: bytes, cut: str | None, limits: BodyLimits) -> Body:
+    """Headers and the bounded copy to a Body. An empty body is a Body with neither value nor reason."""
+    if cut is not None:
+        return Body(reason=cut)
+    if not raw:
+        return EMPTY
+    kind = headers.get(b"content-type", b"")
+    if b"json" not in kind.lower() and kind:
+        return Body(reason="not_json")
+    encoding = headers.get(b"content-encoding")
+    if encoding is not None:
+        decoded = decode(encoding, raw, limits)
+        if isinstance(decoded, str):
+            return Body(reason=decoded)
+        raw = decoded
+    return parse(raw, limits.depth)
+
+
+def decode(encoding: bytes, raw: bytes, limits: BodyLimits) -> bytes | str:
+    """Undo one layer of Content-Encoding within the limits: the bytes, or the reason why not."""
+    name = encoding.strip().lower()
+    if name in (b"", b"identity"):
+        return raw
+    decoder = _DECODERS.get(name)
+    if decoder is None:
+        return "unknown_encoding"
+    limit = min(limits.decoded_bytes, limits.decode_ratio * max(len(raw), 64))
+    try:
+        out = decoder(raw, limit)
+    except (zlib.error, zstandard.ZstdError, brotli.error, EOFError, ValueError):
+        return "decode_error"
+    return "bomb" if len(out) > limit else out
+
+
+def _inflate(raw: bytes, limit: int, window: int) -> bytes:
+    inflater = zlib.decompressobj(window)
+    out = inflater.decompress(raw, limit + 1)
+    if len(out) <= limit and (not inflater.eof or inflater.unused_data):
+        raise EOFError("truncated, or followed by something else")
+    return out
+
+
+def _deflate(raw: bytes, limit: int) -> bytes:
+    try:
+        return _inflate(raw, limit, zlib.MAX_WBITS)
+    except zlib.error:
+        return _inflate(raw, limit, -zlib.MAX_WBITS)  # RFC 9110 8.4.1.2: some senders leave the zlib wrapper out
+
+
+def _brotli(raw: bytes, limit: int) -> bytes:
+    decompressor = brotli.Decompressor()
+    out: bytes = decompressor.process(raw, output_buffer_limit=limit + 1)
+    while len(out) <= limit and not decompressor.is_finished():
+        more: bytes = decompressor.process(b"", output_buffer_limit=limit + 1 - len(out))
+        if not more:
+            raise EOFError("truncated")
+        out += more
+    return out
+
+
+def _zstd(raw: bytes, limit: int) -> bytes:
+    with zstandard.ZstdDecompressor(max_window_size=1 << 27).stream_reader(raw, read_across_frames=False) as reader:
+        return reader.read(limit + 1)
+
+
+_DECODERS: Mapping[bytes, Callable[[bytes, int], bytes]] = {
+    b"gzip": lambda raw, limit: _inflate(raw, limit, 16 + zlib.MAX_WBITS),
+    b"x-gzip": lambda raw, limit: _inflate(raw, limit, 16 + zlib.MAX_WBITS),
+    b"deflate": _deflate,
+    b"br": _brotli,
+    b"zstd": _zstd,
+}
+
+_LONG_NUMBER = re.compile(rb"[0-9]{17}")
+
+
+def parse(raw: bytes, depth: int) -> Body:
+    """JSON text to a Body: strict UTF-8, no NaN, no lone surrogates; numbers exact; repeated keys noticed.
+
+    orjson reads the text (9 µs for 4 KB where `json` takes 40). It keeps the last of two equal keys and turns integers
+    past 64 bits into floats, both in silence. Where writing the value again gives the same bytes, neither happened:
+    3 µs, and true of every compact sender. Otherwise quotation marks are counted on both sides; see `_repeats_a_key`.
+    """
+    if raw.startswith(b"\xef\xbb\xbf"):
+        raw = raw[3:]  # RFC 8259 8.1: a reader may ignore a byte order mark
+    if raw.count(b"{") + raw.count(b"[") > depth and _too_deep(raw, depth):
+        return Body(reason="too_deep")
+    try:
+        value = orjson.loads(raw)
+        again = orjson.dumps(value)
+    except (orjson.JSONDecodeError, orjson.JSONEncodeError, RecursionError):
+        return Body(reason="invalid_json")
+    if again == raw:
+        return Body(value)
+    if _LONG_NUMBER.search(raw) is not None:
+        try:
+            value = json.loads(raw, parse_constant=_refuse)
+        except (ValueError, RecursionError):
+            return Body(reason="invalid_json")
+    if _repeats_a_key(raw, again):
+        return Body(value, "duplicate_key")
+    return Body(value)
+
+
+def _refuse(name: str) -> Any:
+    raise ValueError(name)
+
+
+def _too_deep(raw: bytes, depth: int) -> bool:
+    """Whether brackets outside strings nest deeper than `depth`. Runs before parsing, over text of any validity."""
+    level = 0
+    for token in re.finditer(rb'"(?:[^"\\]|\\.)*"|[\[{]|[\]}]', raw):
+        first = raw[token.start()]
+        if first in b"[{":
+            level += 1
+            if level > depth:
+                return True
+        elif first in b"]}":
+            level -= 1
+    return False
+
+
+def _repeats_a_key(raw: bytes, again: bytes) -> bool:
+    """Whether some object in `raw` repeats a key, given the same text parsed and written again.
+
+    Every string has two quotation marks in both texts, and a quotation mark inside a string is one in both (written
+    `\\"` or `\\u0022`). A dropped member takes at least two with it, so equal counts prove that none was dropped. The
+    count of `raw` may be too high (a backslash before `\\u0022`), never too low: only then is the exact answer needed.
+    """
+    if raw.count(b'"') + raw.count(b"\\u0022") == again.count(b'"'):
+        return False
+    repeated = False
+
+    def pairs(members: list[tuple[str, Any]]) -> None:
+        nonlocal repeated
+        repeated = repeated or len({key for key, _ in members}) < len(members)
+
+    json.loads(raw, object_pairs_hook=pairs)
+    return repeated
