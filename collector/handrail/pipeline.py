@@ -4,17 +4,15 @@
 """
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import msgspec
 
-from handrail.detectors import Detector, Rule
 from handrail.dialects import Asked, Reader
 from handrail.event import Decision, Event, Fault, Finding, Refusal, digest_of
+from handrail.rules import Watch
 from handrail.schema.registry import Registry
 from handrail.wire import Exchange
-
-Where = Callable[[Event], bool]
 
 REFUSAL_STATUS = {
     "schema.violation": 422,
@@ -29,16 +27,6 @@ REFUSAL_STATUS = {
     "wait.deadlock": 508,
     "budget.exceeded": 504,
 }
-
-
-class Watch(msgspec.Struct, kw_only=True):
-    """One rule in force: its detector, which events it looks at, and how often the detector failed."""
-
-    rule: Rule
-    detector: Detector
-    where: Where | None = None
-    failures: int = 0
-    off: bool = False
 
 
 class Pipeline:
