@@ -1,0 +1,65 @@
+"""Fixtures that every area shares. Those of one area live in a module of that area."""
+
+import os
+import shutil
+import socket
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).parents[1]
+
+IN_CI = os.environ.get("HANDRAIL_CI") == "1"
+"""Set by .ci/run, which installs every program that a test may ask for: there a missing one is a failure."""
+
+
+def missing(what: str) -> None:
+    """Skip the test, or fail it where nothing may skip."""
+    if IN_CI:
+        pytest.fail(f"{what}; .ci/run must install it", pytrace=False)
+    pytest.skip(what)
+
+
+@pytest.fixture
+def needs() -> Callable[[str, str], str]:
+    """`needs("promtool", "prometheus")`: the program's path, or a skip that names the Debian package that has it."""
+
+    def find(program: str, debian_package: str) -> str:
+        found = shutil.which(program)
+        if found is None:
+            missing(f"{program} is not installed (apt-get install {debian_package})")
+        return found or ""
+
+    return find
+
+
+@pytest.fixture
+def free_port() -> Callable[[], int]:
+    """A TCP port on 127.0.0.1 that nothing listens on at the moment, a different one each time."""
+    given: set[int] = set()
+
+    def find() -> int:
+        while True:
+            with socket.socket() as probe:
+                probe.bind(("127.0.0.1", 0))
+                port: int = probe.getsockname()[1]
+            if port not in given:
+                given.add(port)
+                return port
+
+    return find
+
+
+@pytest.fixture(scope="session")
+def handrail_command() -> Sequence[str]:
+    """How to start the command in a process of its own, with the interpreter that runs the tests."""
+    return (sys.executable, "-m", "handrail")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _programs_find_the_package() -> None:
+    """Programs that tests start import the same tree as the tests do, installed or not."""
+    paths = [str(REPOSITORY / "collector"), *filter(None, [os.environ.get("PYTHONPATH")])]
+    os.environ["PYTHONPATH"] = os.pathsep.join(paths)
