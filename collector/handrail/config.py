@@ -1,14 +1,19 @@
-"""YAML text becomes one typed configuration; unknown keys are refused with their path.
+"""YAML text becomes one typed configuration; what is wrong is refused with its path and the nearest right key.
 
 Keys carry their units. Every limit has a default that is safe, and every queue, cache and window has a limit here.
 """
 
 import difflib
+import math
 import re
-from typing import Any, Literal, TypeVar
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Literal, TypeVar, get_args, get_origin
+from urllib.parse import urlsplit
 
+import jmespath
 import msgspec
 import yaml
+from msgspec.structs import replace
 
 from handrail.wire.body import BodyLimits
 
@@ -25,7 +30,7 @@ class _Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     pass
 
 
-class TlsConfig(_Config):
+class TlsConfig(_Config, frozen=True):
     """How an https upstream is verified; there is no switch to turn verification off."""
 
     ca_file: str | None = None
@@ -33,7 +38,7 @@ class TlsConfig(_Config):
     server_name: str | None = None
 
 
-class RouteConfig(_Config):
+class RouteConfig(_Config, frozen=True):
     """One listen address in front of one upstream."""
 
     listen: str
@@ -55,17 +60,17 @@ class RouteConfig(_Config):
     tls: TlsConfig = TlsConfig()
 
 
-class ForwardConfig(_Config):
+class ForwardConfig(_Config, frozen=True):
     """A forward proxy (HTTP_PROXY). Destinations come from `allow`, never from the request alone."""
 
     listen: str
     allow: tuple[str, ...] = ()
-    """`host:port` or `host`, with `*` in place of any run of characters. The named routes' upstreams are always allowed."""
+    """`host:port` or `host`, `*` for any run of characters. The named routes' upstreams are always allowed."""
     agent: str | None = None
     stamp: bool = False
 
 
-class LimitsConfig(_Config):
+class LimitsConfig(_Config, frozen=True):
     header_bytes: int = 65_536
     header_field_bytes: int = 16_384
     header_lines: int = 256
@@ -74,7 +79,7 @@ class LimitsConfig(_Config):
     keepalive_seconds: float = 75.0
     connect_seconds: float = 1.0
     reply_seconds: float = 300.0
-    """Silence of the upstream before the first byte of a reply; a reply that has begun may pause as long as it likes."""
+    """Silence of the upstream before the first byte of a reply; one that has begun may pause as long as it likes."""
     connections: int = 2048
     in_flight: int = 1024
     hold_bytes: int = 1_048_576
@@ -83,12 +88,12 @@ class LimitsConfig(_Config):
     drain_seconds: float = 25.0
 
 
-class EnvelopeConfig(_Config):
+class EnvelopeConfig(_Config, frozen=True):
     path: str | None = None
     """JMESPath to the envelope inside the body, where it is not the body itself."""
 
 
-class CustomConfig(_Config):
+class CustomConfig(_Config, frozen=True):
     """Where a protocol of one's own keeps what a handoff is made of; each value is a JMESPath expression."""
 
     name: str
@@ -110,7 +115,7 @@ class CustomConfig(_Config):
     """JMESPath on the reply body to one of the outcomes."""
 
 
-class EdgeConfig(_Config):
+class EdgeConfig(_Config, frozen=True):
     """Which schema applies between whom; `*` for any run of characters, the first match wins."""
 
     source: str = "*"
@@ -121,19 +126,19 @@ class EdgeConfig(_Config):
     """Pinned version; the latest where absent."""
 
 
-class SchemasConfig(_Config):
+class SchemasConfig(_Config, frozen=True):
     directory: str | None = None
     """`<directory>/<subject>/<version>.json`"""
     edges: tuple[EdgeConfig, ...] = ()
     poll_seconds: float = 1.0
 
 
-class RulesConfig(_Config):
+class RulesConfig(_Config, frozen=True):
     builtin: bool = True
     files: tuple[str, ...] = ()
 
 
-class ClickHouseConfig(_Config):
+class ClickHouseConfig(_Config, frozen=True):
     dsn: str | None = None
     """`chdb:///dir` (embedded), `clickhouse://user@host:8123/db` or `http(s)://…`; none: nothing is recorded."""
     database: str = "handrail"
@@ -146,13 +151,13 @@ class ClickHouseConfig(_Config):
     ttl_days: int = 30
 
 
-class AdminConfig(_Config):
+class AdminConfig(_Config, frozen=True):
     listen: str = "127.0.0.1:9464"
     label_sets: int = 200
     """Distinct label sets for each metric; past it the labels become `other` and that is counted."""
 
 
-class Config(_Config):
+class Config(_Config, frozen=True):
     """Everything that `handrail run` can be told."""
 
     agent: str | None = None
@@ -176,51 +181,373 @@ class Config(_Config):
 T = TypeVar("T")
 
 MAX_BYTES = 1_048_576
+MAX_DEPTH = 64
 
 
 def load(text: str, file: str) -> Config:
-    """YAML text to Config. Raises ConfigError with the path of the wrong key."""
+    """YAML text to Config. Raises ConfigError, the first of those that `check` lists."""
+    for error in check(text, file):
+        raise error
     return convert(parse_yaml(text, file), Config, file)
 
 
+def check(text: str, file: str) -> list[ConfigError]:
+    """YAML text to everything that is wrong with it as a Config; empty where it can be loaded."""
+    try:
+        value = parse_yaml(text, file)
+    except ConfigError as error:
+        return [error]
+    errors: dict[str, ConfigError] = {}
+
+    def add(error: ConfigError) -> None:
+        if not any(error.key == known or error.key.startswith(f"{known}.") for known in errors):
+            errors[error.key] = error
+
+    for _ in range(100):
+        try:
+            config = convert(value, Config, file)
+        except ConfigError as error:
+            # The conversion stops at the first wrong key: take that one out and see what else there is.
+            add(error)
+            if not _repair(value, error):
+                break
+        else:
+            for key, problem in problems(config):
+                add(ConfigError(file, key, problem))
+            break
+    return list(errors.values())
+
+
+def with_flags(
+    config: Config,
+    *,
+    listen: str | None = None,
+    upstream: str | None = None,
+    agent: str | None = None,
+    schemas: str | None = None,
+    rules: Sequence[str] = (),
+    clickhouse: str | None = None,
+    admin: str | None = None,
+) -> Config:
+    """A Config with what the command line says put over what the file says. Raises ConfigError naming the flag.
+
+    `listen` and `upstream` make the one route where there is none, and override it where there is one.
+    """
+    flags = "command line"
+    if listen is not None or upstream is not None:
+        if len(config.routes) > 1:
+            key = "--listen" if listen is not None else "--upstream"
+            raise ConfigError(
+                flags, key, f"the file has {len(config.routes)} routes; change the one that is meant there"
+            )
+        if config.routes:
+            route = config.routes[0]
+            route = replace(route, listen=listen or route.listen, upstream=upstream or route.upstream)
+        elif upstream is None:
+            raise ConfigError(flags, "--upstream", "is missing; it is where requests to --listen go, http://host:port")
+        elif listen is None:
+            raise ConfigError(flags, "--listen", "is missing; it is where requests to --upstream come in, host:port")
+        else:
+            route = RouteConfig(listen=listen, upstream=upstream)
+        config = replace(config, routes=(route,))
+    if agent is not None:
+        config = replace(config, agent=agent)
+    if schemas is not None:
+        config = replace(config, schemas=replace(config.schemas, directory=schemas))
+    if rules:
+        config = replace(config, rules=replace(config.rules, files=tuple(rules)))
+    if clickhouse is not None:
+        config = replace(config, clickhouse=replace(config.clickhouse, dsn=clickhouse))
+    if admin is not None:
+        config = replace(config, admin=replace(config.admin, listen=admin))
+    for key, problem in problems(config):
+        raise ConfigError(flags, _FLAGS.get(key, key), problem)
+    return config
+
+
+_FLAGS: Mapping[str, str] = {
+    "routes[0].listen": "--listen",
+    "routes[0].upstream": "--upstream",
+    "clickhouse.dsn": "--clickhouse",
+    "admin.listen": "--admin",
+}
+
+
+def problems(config: Config) -> Iterator[tuple[str, str]]:
+    """What the types alone do not say, as (key, problem): addresses, URLs, expressions, limits."""
+    yield from _not_positive(config, "")
+    listeners: dict[str, str] = {}
+    for index, route in enumerate(config.routes):
+        key = f"routes[{index}]"
+        yield from _bad_listen(f"{key}.listen", route.listen, listeners)
+        if problem := bad_url(route.upstream):
+            yield f"{key}.upstream", problem
+    if config.forward is not None:
+        yield from _bad_listen("forward.listen", config.forward.listen, listeners)
+    yield from _bad_listen("admin.listen", config.admin.listen, listeners)
+    if config.clickhouse.dsn is not None and (problem := bad_dsn(config.clickhouse.dsn)):
+        yield "clickhouse.dsn", problem
+    if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", config.clickhouse.database):
+        yield "clickhouse.database", "must be a plain name: letters, digits and _"
+    yield from _bad_expressions("envelope", config.envelope, ("path",))
+    names: set[str] = set()
+    for index, custom in enumerate(config.custom):
+        key = f"custom[{index}]"
+        if not custom.name:
+            yield f"{key}.name", "must not be empty"
+        elif custom.name in names:
+            yield f"{key}.name", f"{custom.name} is there twice; names are how routes choose dialects"
+        names.add(custom.name)
+        yield from _bad_expressions(key, custom, EXPRESSIONS)
+    for index, edge in enumerate(config.schemas.edges):
+        if not edge.subject:
+            yield f"schemas.edges[{index}].subject", "must say which schema applies; schemas are found by subject"
+
+
+EXPRESSIONS = (
+    "when",
+    "workflow",
+    "task",
+    "attempt",
+    "source",
+    "target",
+    "subject",
+    "version",
+    "payload",
+    "state_version",
+    "tokens",
+    "outcome",
+)
+"""The keys of a CustomConfig that hold JMESPath."""
+
+_MAY_BE_ZERO = frozenset({"drain_seconds"})
+
+
+def _not_positive(struct: msgspec.Struct, path: str) -> Iterator[tuple[str, str]]:
+    """Every number in the configuration is a limit, a size or a time, so none may be zero, negative or endless."""
+    for name in struct.__struct_fields__:
+        value, key = getattr(struct, name), f"{path}{name}"
+        if isinstance(value, msgspec.Struct):
+            yield from _not_positive(value, f"{key}.")
+        elif isinstance(value, int | float) and not isinstance(value, bool):
+            if not math.isfinite(value):
+                yield key, "must be a finite number; every limit has an end"
+            elif value < 0 or (value == 0 and name not in _MAY_BE_ZERO):
+                yield key, "must be more than 0" if name not in _MAY_BE_ZERO else "must not be negative"
+
+
+def listen_address(text: str) -> tuple[str, int]:
+    """`host:port`, `[::1]:port` or `:port` (every interface) to host and port. Raises ValueError that says how."""
+    host, colon, port = text.rpartition(":")
+    bare = host.removeprefix("[").removesuffix("]")
+    if not colon or not port.isascii() or not port.isdigit() or int(port) > 65_535 or (":" in bare and host == bare):
+        raise ValueError(f"{text!r} is not an address; write host:port, such as 127.0.0.1:8080")
+    return bare or "0.0.0.0", int(port)  # noqa: S104  asked for by leaving the host out
+
+
+def _bad_listen(key: str, text: str, taken: dict[str, str]) -> Iterator[tuple[str, str]]:
+    try:
+        _, port = listen_address(text)
+    except ValueError as error:
+        yield key, str(error)
+        return
+    if port and text in taken:
+        yield key, f"{text} is already taken by {taken[text]}"
+    taken[text] = key
+
+
+def bad_url(text: str) -> str | None:
+    """Why a text is no upstream, or None."""
+    try:
+        parts = urlsplit(text)
+        port = parts.port
+    except ValueError:
+        return f"{text!r} is not a URL; write http://host:port"
+    if parts.scheme not in ("http", "https") or not parts.hostname or port == 0:
+        return f"{text!r} is not an http or https URL; write http://host:port"
+    if parts.path not in ("", "/") or parts.query or parts.fragment:
+        return f"{text!r} has a path; the path of each request is passed on as it is, so write http://host:port"
+    if parts.username or parts.password:
+        return "must not hold a user or a password; requests carry their own"
+    return None
+
+
+def bad_dsn(text: str) -> str | None:
+    """Why a text is no ClickHouse address, or None. The text is not repeated: it may hold a password."""
+    scheme, separator, rest = text.partition("://")
+    if not separator or scheme not in ("chdb", "clickhouse", "clickhouses", "http", "https"):
+        return "is not a ClickHouse address; write chdb:///directory or clickhouse://user@host:8123/database"
+    if scheme != "chdb" and not rest.partition("/")[0].rpartition("@")[2]:
+        return "names no host; write clickhouse://user@host:8123/database"
+    return None
+
+
+def _bad_expressions(key: str, struct: msgspec.Struct, names: Sequence[str]) -> Iterator[tuple[str, str]]:
+    for name in names:
+        text = getattr(struct, name)
+        if text is not None:
+            try:
+                jmespath.compile(text)
+            except (ValueError, RecursionError) as error:  # every JMESPath error is a ValueError
+                yield f"{key}.{name}", f"is not JMESPath: {str(error).splitlines()[0]}"
+
+
+class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]  # libyaml where it is built in
+    """Refuses a key that is there twice, where YAML's own loader keeps the last in silence."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode):
+                if key.value in seen:
+                    raise yaml.MarkedYAMLError(problem=f"{key.value} is there twice", problem_mark=key.start_mark)
+                seen.add(key.value)
+        built: dict[Any, Any] = super().construct_mapping(node, deep)
+        return built
+
+
+_OPENS = (
+    yaml.BlockMappingStartToken,
+    yaml.BlockSequenceStartToken,
+    yaml.FlowMappingStartToken,
+    yaml.FlowSequenceStartToken,
+)
+_CLOSES = (yaml.BlockEndToken, yaml.FlowMappingEndToken, yaml.FlowSequenceEndToken)
+
+
 def parse_yaml(text: str, file: str) -> Any:
-    """YAML text to plain values: safe loader, no aliases (a dozen of them can name a billion nodes), bounded size."""
+    """YAML text to plain values: safe loader, no aliases (a dozen of them can name a billion nodes), bounded size and
+    depth, no key twice. Raises ConfigError with the line."""
     if len(text) > MAX_BYTES:
         raise ConfigError(file, "", f"is larger than {MAX_BYTES} bytes")
+    depth = 0
     try:
-        for token in yaml.scan(text):
+        for token in yaml.scan(text, Loader=_Loader):
             if isinstance(token, yaml.AliasToken):
-                raise ConfigError(file, f"line {token.start_mark.line + 1}", "YAML aliases are not accepted; write it out")
-        return yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f"line {mark.line + 1}, column {mark.column + 1}" if mark is not None else ""
-        raise ConfigError(file, where, f"is not YAML: {getattr(error, 'problem', None) or error}") from None
-    except RecursionError:
-        raise ConfigError(file, "", "is nested too deeply") from None
+                raise ConfigError(file, _line(token.start_mark), "YAML aliases are not accepted; write it out")
+            if isinstance(token, _OPENS):
+                depth += 1
+                if depth > MAX_DEPTH:
+                    raise ConfigError(file, _line(token.start_mark), f"is nested deeper than {MAX_DEPTH} levels")
+            elif isinstance(token, _CLOSES):
+                depth -= 1
+        return yaml.load(text, Loader=_Loader)  # noqa: S506  _Loader is the safe one
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        where = "" if mark is None else f"{_line(mark)}, column {mark.column + 1}"
+        raise ConfigError(file, where, f"is not YAML: {error.problem or error.context}") from None
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date such as 2024-13-45
+        raise ConfigError(file, "", f"is not YAML: {str(error).splitlines()[0]}") from None
 
 
-def convert(value: Any, into: type[T], file: str) -> T:
-    """Plain values to a typed structure. Raises ConfigError with the path of the wrong key and the nearest right one."""
+def _line(mark: Any) -> str:
+    return f"line {mark.line + 1}"
+
+
+def convert(value: Any, into: type[T], file: str, at: str = "") -> T:
+    """Plain values to a typed structure. Raises ConfigError with the path of the wrong key and how to fix it.
+
+    `at` is the path of `value` itself where it is a part of a larger document.
+    """
     try:
         return msgspec.convert({} if value is None else value, into)
     except msgspec.ValidationError as error:
-        problem, _, where = str(error).partition(" - at ")
-        key = where.strip("`").removeprefix("$").removeprefix(".")
-        if unknown := re.search(r"unknown field `(.+?)`", problem):
-            name = unknown.group(1)
-            key = f"{key}.{name}" if key else name
-            near = difflib.get_close_matches(name, _keys(into), n=1, cutoff=0.6)
-            problem = "unknown key" + (f"; did you mean {near[0]}?" if near else "")
-        raise ConfigError(file, key, problem[0].lower() + problem[1:]) from None
+        if " - at `key` in " in str(error):
+            raise ConfigError(file, at, "has a key that is not text; put it in quotation marks") from None
+        problem, _, where = str(error).rpartition(" - at ")
+        problem, where = (problem, where.strip("`")) if problem else (where, "$")
+        key, problem = _explain(problem, where.removeprefix("$").removeprefix("."), value, into)
+        path = f"{at}{key}" if key.startswith("[") or not at or not key else f"{at}.{key}"
+        raise ConfigError(file, path or at, problem) from None
 
 
-def _keys(into: Any, seen: frozenset[Any] = frozenset()) -> set[str]:
-    """Every key that may stand anywhere below a structure."""
-    keys: set[str] = set()
-    if isinstance(into, type) and issubclass(into, msgspec.Struct) and into not in seen:
-        for field in msgspec.structs.fields(into):
-            keys.add(field.encode_name)
-            for part in (field.type, *getattr(field.type, "__args__", ())):
-                keys |= _keys(part, seen | {into})
-    return keys
+_TYPES: Mapping[str, str] = {
+    "int": "a whole number",
+    "float": "a number",
+    "str": "text",
+    "bool": "true or false",
+    "object": "a mapping of keys",
+    "array": "a list",
+    "null": "nothing",
+}
+
+
+def _explain(problem: str, key: str, value: Any, into: Any) -> tuple[str, str]:
+    """The converter's words about a key to (key, problem) in ours."""
+    steps = _steps(key)
+    if unknown := re.fullmatch(r"Object contains unknown field `(.+)`", problem):
+        name, known = unknown.group(1), [field.encode_name for field in _fields(_type_at(into, steps))]
+        near = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+        hint = f"did you mean {near[0]}?" if near else f"there is {', '.join(known)}"
+        return (f"{key}.{name}" if key else name), f"unknown key; {hint}"
+    if absent := re.fullmatch(r"Object missing required field `(.+)`", problem):
+        return (f"{key}.{absent.group(1)}" if key else absent.group(1)), "is missing"
+    if problem.startswith("Invalid enum value"):
+        allowed = [str(choice) for choice in _choices(_type_at(into, steps))]
+        near = difflib.get_close_matches(str(_value_at(value, steps)), allowed, n=1, cutoff=0.6)
+        hint = f"did you mean {near[0]}?" if near else f"it is one of {', '.join(allowed)}"
+        return key, f"{_value_at(value, steps)!r} is not known; {hint}"
+    if wrong := re.fullmatch(r"Expected `(.+)`, got `(.+)`", problem):
+        wanted = [_TYPES.get(name, name) for name in wrong.group(1).split(" | ") if name != "null"]
+        return key, f"must be {' or '.join(wanted)}, not {_TYPES.get(wrong.group(2), wrong.group(2))}"
+    return key, problem[:1].lower() + problem[1:]
+
+
+def _steps(key: str) -> list[str | int]:
+    return [int(step[1:-1]) if step.startswith("[") else step for step in re.findall(r"\[\d+\]|[^.\[\]]+", key)]
+
+
+def _type_at(into: Any, steps: Sequence[str | int]) -> Any:
+    """The annotated type at a path below a structure; None where the path leaves what is typed."""
+    for step in steps:
+        candidates = [into, *get_args(into)]
+        if isinstance(step, int):
+            lists = [part for part in candidates if get_origin(part) in (tuple, list)]
+            into = get_args(lists[0])[0] if lists else None
+        else:
+            types = [field.type for part in candidates for field in _fields(part) if field.encode_name == step]
+            into = types[0] if types else None
+    return into
+
+
+def _fields(into: Any) -> tuple[msgspec.structs.FieldInfo, ...]:
+    """The fields of a structure, or of the structure in a union with None."""
+    for part in (into, *get_args(into)):
+        if isinstance(part, type) and issubclass(part, msgspec.Struct):
+            return msgspec.structs.fields(part)
+    return ()
+
+
+def _choices(into: Any) -> tuple[Any, ...]:
+    for part in (into, *get_args(into)):
+        if get_origin(part) is Literal:
+            return get_args(part)
+    return ()
+
+
+def _value_at(value: Any, steps: Sequence[str | int]) -> Any:
+    for step in steps:
+        try:
+            value = value[step]
+        except (KeyError, IndexError, TypeError):
+            return None
+    return value
+
+
+def _repair(value: Any, error: ConfigError) -> bool:
+    """Take the wrong key out of the plain values, so that the next one can be seen. Whether that could be done."""
+    steps = _steps(error.key)
+    parent = _value_at(value, steps[:-1]) if steps else None
+    if isinstance(parent, dict):
+        if error.problem == "is missing":
+            parent[steps[-1]] = ""  # every required key holds text
+            return True
+        if steps[-1] in parent:
+            del parent[steps[-1]]
+            return True
+    elif isinstance(parent, list) and isinstance(steps[-1], int):
+        stand_in: Any = "" if "must be text" in error.problem else {}
+        if parent[steps[-1]] != stand_in:
+            parent[steps[-1]] = stand_in
+            return True
+    return False

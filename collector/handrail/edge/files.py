@@ -1,0 +1,161 @@
+"""Files become the plain values that the core loads: schema directories, rule packs, recordings."""
+
+import os
+import re
+from collections.abc import Iterator, Sequence
+from importlib import resources
+from pathlib import Path
+
+import handrail
+
+MAX_SCHEMA_BYTES = 1_048_576
+"""How much of a schema file is read; the registry's own limit is lower and says so better."""
+
+MAX_SCHEMAS = 10_000
+
+
+class Unreadable(ValueError):
+    """Files that cannot be taken as they are: for each its path, what is wrong and how to fix it."""
+
+    def __init__(self, problems: Sequence[str]) -> None:
+        super().__init__("; ".join(problems))
+        self.problems = tuple(problems)
+
+
+def read_schemas(directory: str | Path) -> dict[str, bytes]:
+    """A schema directory to the bytes of each `<subject>/<version>.json`, by that path. Raises Unreadable.
+
+    A directory is taken as a whole or not at all, so that no half of a change comes into force. Entries that begin
+    with a dot are skipped: a mounted ConfigMap keeps its generations in `..data`, and the visible names are links into
+    it. So is a file beside the schemas that is not JSON, such as a README.
+    """
+    root = Path(directory)
+    files: dict[str, bytes] = {}
+    problems: list[str] = []
+    try:
+        for path in _entries(root):
+            name = path.relative_to(root).as_posix()
+            try:
+                if "/" in name and path.is_dir():
+                    raise ValueError("is a directory inside a subject; a schema is <subject>/<version>.json")
+                if name.endswith(".json"):
+                    if len(files) >= MAX_SCHEMAS:
+                        problems.append(f"{root}: holds more than {MAX_SCHEMAS} schemas")
+                        break
+                    files[name] = _read(path)
+            except (OSError, ValueError) as error:
+                problems.append(f"{path}: {_words(error)}")
+    except OSError as error:
+        problems.append(f"{root}: {_words(error)}")
+    if problems:
+        raise Unreadable(problems)
+    return files
+
+
+def schema_stamp(directory: str | Path) -> int:
+    """A number that changes when the files of a schema directory do: names, sizes, times of change and inodes.
+
+    It costs one stat for each file; contents are not read. A directory that cannot be read has a stamp too.
+    """
+    root = Path(directory)
+    seen: list[tuple[object, ...]] = []
+    try:
+        for path in _entries(root):
+            try:
+                stat = path.stat()
+                seen.append((str(path), stat.st_size, stat.st_mtime_ns, stat.st_ino))
+            except OSError as error:
+                seen.append((str(path), error.errno))
+    except OSError as error:
+        seen.append((str(root), error.errno))
+    return hash(tuple(seen))
+
+
+def _entries(root: Path) -> Iterator[Path]:
+    """What is in a directory, and in the directories directly below it, in order of name."""
+    for entry in sorted(root.iterdir()):
+        if entry.name.startswith("."):
+            continue
+        if not entry.is_dir():
+            yield entry
+            continue
+        for inner in sorted(entry.iterdir()):
+            if not inner.name.startswith("."):
+                yield inner
+
+
+def _read(path: Path) -> bytes:
+    """The bytes of a regular file of bounded size. Raises OSError or ValueError."""
+    # O_NONBLOCK: opening a named pipe must not wait for somebody to write into it.
+    with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
+        if not path.is_file():
+            raise ValueError("is not a regular file")
+        content = file.read(MAX_SCHEMA_BYTES + 1)
+    if len(content) > MAX_SCHEMA_BYTES:
+        raise ValueError(f"is longer than {MAX_SCHEMA_BYTES} bytes")
+    return content
+
+
+def _words(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return f"cannot be read: {error.strerror.lower()}"
+    return str(error)
+
+
+def builtin_packs() -> list[tuple[str, str]]:
+    """The built-in rule packs as (name, text): from the wheel, or from the repository where it runs from there."""
+    inside = resources.files("handrail") / "packs"
+    if inside.is_dir():
+        found = [(entry.name, entry.read_text("utf-8")) for entry in inside.iterdir() if entry.name.endswith(".yaml")]
+        return sorted(found)
+    beside = Path(handrail.__file__).parents[2] / "rules" / "detection"
+    return [(path.name, path.read_text("utf-8")) for path in sorted(beside.glob("*.yaml"))]
+
+
+def read_packs(paths: Sequence[str]) -> list[tuple[str, str]]:
+    """Rule files, and the `*.yaml` of directories, as (path, text). Raises Unreadable."""
+    found: list[tuple[str, str]] = []
+    problems: list[str] = []
+    for given in paths:
+        path = Path(given)
+        inside = sorted(path.glob("*.yaml")) if path.is_dir() else [path]
+        if not inside:
+            problems.append(f"{given}: holds no .yaml file")
+        for file in inside:
+            try:
+                found.append((str(file), read_text(file)))
+            except Unreadable as error:
+                problems += error.problems
+    if problems:
+        raise Unreadable(problems)
+    return found
+
+
+def read_text(path: str | Path) -> str:
+    """A UTF-8 text file. Raises Unreadable naming the file, and the line that is not UTF-8."""
+    try:
+        raw = Path(path).read_bytes()
+    except OSError as error:
+        raise Unreadable([f"{path}: {_words(error)}"]) from None
+    return decoded(raw, str(path))
+
+
+def decoded(raw: bytes, file: str) -> str:
+    """UTF-8 bytes to text. Raises Unreadable naming the file and the line that is not UTF-8."""
+    try:
+        return raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = raw.count(b"\n", 0, error.start) + 1
+        raise Unreadable([f"{file}: line {line}: is not UTF-8 text"]) from None
+
+
+_DURATION = re.compile(r"([0-9]+(?:\.[0-9]+)?)(ms|s|m|h|d)")
+_SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+
+
+def duration(text: str) -> float:
+    """`90s`, `15m`, `1h`, `7d` to seconds. Raises ValueError that says how to write it."""
+    match = _DURATION.fullmatch(text.strip())
+    if match is None or float(match[1]) <= 0:
+        raise ValueError(f"{text!r} is not a time span; write 90s, 15m, 1h or 7d")
+    return float(match[1]) * _SECONDS[match[2]]
