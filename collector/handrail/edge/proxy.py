@@ -1,0 +1,1164 @@
+"""The data path: bytes are forwarded first, unchanged, and a copy is read afterwards.
+
+One connection of a client has one connection to the upstream, and one exchange at a time. Whatever either side does to
+its connection (close, half-close, reset) the other side gets to see, as if nothing stood between. A request is looked
+at only when its bytes are already on their way: `Proxy.drain` runs in the loop iteration after the write. Where a rule
+is in enforce mode, or the route stamps, the request is held instead until its Decision is known, within `hold_bytes`
+and `hold_seconds`.
+"""
+
+import asyncio
+import contextlib
+import logging
+import re
+import secrets
+import ssl
+import time
+from collections.abc import Callable
+from fnmatch import translate
+from typing import Any, cast
+from urllib.parse import urlsplit
+
+import msgspec
+import orjson
+
+from handrail.config import LimitsConfig
+from handrail.dialects import Asked
+from handrail.dialects.a2a import is_card_path, rewrite_card
+from handrail.edge.record import Recorder
+from handrail.event import Fault, Refusal
+from handrail.pipeline import Inspector, refusal_in
+from handrail.wire import End, Exchange, Reply, Request, Route
+from handrail.wire.body import decode
+from handrail.wire.http1 import CopyBudget, HeadLimits, ReplyDecoder, RequestDecoder
+
+log = logging.getLogger("handrail.proxy")
+
+PIPELINE_BYTES = 65_536
+"""How much may wait behind a request that is being answered before the client is no longer read."""
+SWEEP_SECONDS = 0.25
+"""How exact time-outs are; one pass over all connections costs about 0.1 µs each."""
+LINGER_SECONDS = 1.0
+"""How long a refused client is read and discarded, so that a reset does not overtake the answer."""
+HALF_CLOSE_SECONDS = 1.0
+"""A client that has sent its last byte may still want the answer. After this long the upstream is told."""
+
+_perf = time.perf_counter
+
+
+class Target(msgspec.Struct, frozen=True, kw_only=True):
+    """Where a connection to an upstream goes."""
+
+    host: str
+    port: int
+    authority: str
+    """Value of the Host header: the port is left out where it is the scheme's own."""
+    tls: ssl.SSLContext | None = None
+    server_name: str | None = None
+
+    @classmethod
+    def parse(cls, url: str, tls: ssl.SSLContext | None = None, server_name: str | None = None) -> "Target":
+        """`http://host[:port]` or `https://…`. Raises ValueError, saying what is wrong."""
+        parts = urlsplit(url)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ValueError(f"{url!r} is not http://host[:port] or https://host[:port]")
+        if parts.path not in ("", "/") or parts.query or parts.username:
+            raise ValueError(f"{url!r} must be scheme, host and port only")
+        own = 443 if parts.scheme == "https" else 80
+        port = parts.port or own
+        host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
+        return cls(
+            host=parts.hostname,
+            port=port,
+            authority=host if port == own else f"{host}:{port}",
+            tls=(tls or ssl.create_default_context()) if parts.scheme == "https" else None,
+            server_name=server_name or (parts.hostname if parts.scheme == "https" else None),
+        )
+
+
+class Listener(msgspec.Struct, kw_only=True):
+    """One listen address and what is behind it. Without `target` it is a forward proxy to what `allow` admits."""
+
+    host: str
+    port: int
+    route: Route
+    target: Target | None = None
+    own_host: bool = False
+    """Leave the client's Host header as it is."""
+    stamp: bool = False
+    rewrite_cards: bool = False
+    allow: tuple[str, ...] = ()
+    _allowed: re.Pattern[str] | None = None
+
+    def allows(self, host: str, port: int) -> bool:
+        """Whether the configuration admits this destination of a forward proxy."""
+        if self._allowed is None:
+            both = [pattern if re.search(r":[0-9*]+$", pattern) else f"{pattern}:*" for pattern in self.allow]
+            self._allowed = re.compile("|".join(translate(pattern.lower()) for pattern in both) or r"(?!)")
+        return self._allowed.match(f"{host.lower()}:{port}") is not None
+
+
+class _Passage:
+    """One exchange on its way through, and what the inspector made of it so far."""
+
+    __slots__ = ("asked", "closed", "exchange", "overhead")
+
+    def __init__(self, exchange: Exchange) -> None:
+        self.exchange = exchange
+        self.asked: Asked | None = None
+        self.closed = False
+        self.overhead = 0.0
+
+
+# What a client connection is doing.
+_IDLE, _HEAD, _BODY, _HELD, _WAITING, _TUNNEL, _DISCARD, _CLOSED = range(8)
+
+
+class _Client(asyncio.Protocol):
+    """The connection of a client, and the exchange that it is in."""
+
+    __slots__ = (
+        "_counted",
+        "_deadline",
+        "_eof",
+        "_eof_told",
+        "_first",
+        "_held",
+        "_interim",
+        "_listener",
+        "_method",
+        "_passage",
+        "_paused",
+        "_proxy",
+        "_queue",
+        "_started",
+        "_tail",
+        "_target",
+        "_upstream",
+        "decoder",
+        "state",
+        "transport",
+    )
+
+    def __init__(self, proxy: "Proxy", listener: Listener) -> None:
+        self._proxy = proxy
+        self._listener = listener
+        self.state = _IDLE
+        self._first = True
+        self._passage: _Passage | None = None
+        self._upstream: _Upstream | None = None
+        self._target: Target | None = listener.target
+        self._queue: list[bytes] = []  # bytes for an upstream that is being connected
+        self._held: list[bytes] | None = None  # a request that waits for its Decision; the head comes first
+        self._tail: bytes | None = None  # end of a reply that is being held, None where replies pass
+        self._paused = 0
+        self._eof = False
+        self._eof_told = False
+        self._counted = False
+        self._interim = False
+        self._method = ""
+        self._started = 0.0
+        self._deadline = 0.0
+        self.decoder = RequestDecoder(proxy.head_limits, listener.route.limits.body_bytes, proxy.budget)
+        self.transport = cast(asyncio.Transport, None)
+
+    # Events of the client's connection.
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast(asyncio.Transport, transport)
+        proxy = self._proxy
+        proxy.clients.add(self)
+        proxy.recorder.metrics.count("handrail_connections_total", self._listener.route.side)
+        self._deadline = proxy.now() + proxy.limits.header_seconds
+        if len(proxy.clients) > proxy.limits.connections:
+            proxy.recorder.metrics.count("handrail_refused_total", "connections")
+            self._answer(503, "Too many connections", "limits.connections is reached", retry_after=1)
+
+    def data_received(self, data: bytes) -> None:
+        state = self.state
+        if state <= _BODY or (state == _HELD and self.decoder.inside):
+            self._feed(data, _perf() + self._proxy.offset)
+        elif state == _TUNNEL:
+            self._to_upstream(data)
+        elif state != _DISCARD and state != _CLOSED:
+            decoder = self.decoder
+            decoder.rest += data
+            if len(decoder.rest) > PIPELINE_BYTES:
+                self._pause(_PIPELINED)
+
+    def eof_received(self) -> bool:
+        self._eof = True
+        state = self.state
+        if state == _TUNNEL:
+            upstream = self._upstream
+            if upstream is not None and upstream.transport is not None and upstream.transport.can_write_eof():
+                upstream.transport.write_eof()
+                return True
+            return False
+        if state in (_WAITING, _HELD) and not self.decoder.inside:
+            self._deadline = min(self._deadline or 1e18, self._proxy.now() + HALF_CLOSE_SECONDS)
+            return True
+        return False
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._proxy.clients.discard(self)
+        self._end("client_abort")
+        self._uncount()
+        self.state = _CLOSED
+        self.decoder.drop()
+        upstream, self._upstream = self._upstream, None
+        if upstream is not None:
+            upstream.leave()
+
+    def pause_writing(self) -> None:
+        if self._upstream is not None and self._upstream.transport is not None:
+            with contextlib.suppress(RuntimeError):
+                self._upstream.transport.pause_reading()
+
+    def resume_writing(self) -> None:
+        if self._upstream is not None and self._upstream.transport is not None:
+            with contextlib.suppress(RuntimeError):
+                self._upstream.transport.resume_reading()
+
+    # A request, from its first byte to its last.
+
+    def _feed(self, data: bytes, at: float) -> None:
+        decoder = self.decoder
+        proxy = self._proxy
+        got = decoder.feed(data, at)
+        if type(got) is Fault:
+            self._bad_request(got, data)
+            return
+        head = decoder.head
+        if head is not None:
+            if not self._begin(head, got is not None, at):
+                return
+        elif self.state == _IDLE or self.state == _HEAD:
+            if decoder.rest:  # part of a head
+                if self.state == _IDLE:
+                    self.state = _HEAD
+                    self._deadline = at + proxy.limits.header_seconds
+            return
+        else:
+            self._deadline = at + proxy.limits.body_idle_seconds
+            out = decoder.out
+            if self._held is not None:
+                self._held.append(out)
+                if sum(map(len, self._held)) > proxy.limits.hold_bytes:
+                    self._release("too_large_to_hold")
+            elif self.state == _BODY:
+                self._to_upstream(out)
+        if got is not None:
+            self._requested(cast(Request, got), at)
+
+    def _begin(self, head: bytes, whole: bool, at: float) -> bool:
+        """A head is complete: where to, and whether its bytes may go. False where it was answered here."""
+        proxy, decoder, listener = self._proxy, self.decoder, self._listener
+        if proxy.in_flight >= proxy.limits.in_flight:
+            proxy.recorder.metrics.count("handrail_refused_total", "in_flight")
+            self._answer(503, "Busy", "limits.in_flight is reached", retry_after=1)
+            return False
+        self._method = method = decoder.method
+        self._started = at
+        target = listener.target
+        if target is None:
+            rewritten = self._forward_head(head)
+            if rewritten is None:
+                return False
+            head = rewritten
+        else:
+            if method == "CONNECT":
+                proxy.recorder.metrics.count("handrail_refused_total", "connect")
+                self._answer(501, "CONNECT is not served here", "this is a route to one upstream, not a forward proxy")
+                return False
+            if not listener.own_host:
+                authority = proxy.authorities[target.authority]
+                if decoder.headers.get(b"host") != authority:
+                    head = _with_host(head, authority)
+        proxy.in_flight += 1
+        self._counted = True
+        self._passage = None
+        self._interim = False
+        headers = decoder.headers
+        if listener.stamp and b"traceparent" not in headers:
+            parent = f"00-{secrets.token_hex(16)}-{secrets.token_hex(8)}-01".encode()
+            headers[b"traceparent"] = parent
+            head = head[:-2] + b"traceparent: " + parent + b"\r\n\r\n"
+        self._tail = b"" if self._wants_card() else None
+        out = decoder.out
+        if (proxy.enforcing or listener.stamp) and not decoder.upgrade:
+            if -1 <= decoder.length <= proxy.limits.hold_bytes:
+                self._held = [head, out] if out else [head]
+                self.state = _HELD
+                self._deadline = at + proxy.limits.hold_seconds
+                if not whole and b"expect" in headers:
+                    self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+                    self._interim = True
+                return True
+            proxy.recorder.metrics.uninspected("too_large_to_hold")
+        self.state = _BODY
+        self._deadline = at + proxy.limits.body_idle_seconds
+        self._open_upstream(head + out if out else head)
+        return True
+
+    def _requested(self, request: Request, at: float) -> None:
+        """The request is complete; unless it is held, its bytes are on their way."""
+        proxy = self._proxy
+        if self.state == _BODY:
+            self.state = _WAITING
+            self._deadline = self._reply_deadline(at)
+            passage = self._passage
+            if passage is None:
+                self._passage = passage = self._passage_of(request)
+                passage.overhead = _perf() + proxy.offset - at
+                proxy.look_at(passage)
+            else:  # the reply came first
+                self._over()
+        elif self.state == _HELD:
+            passage = self._passage = self._passage_of(request)
+            refusal = proxy.open_held(passage)
+            if refusal is not None:
+                self._refuse(refusal, passage, at)
+                return
+            if self._listener.stamp and self._held is not None and passage.asked is not None:
+                self._held[0] = _stamped(self._held[0], request, passage.asked)
+            held, self._held = self._held, None
+            self.state = _WAITING
+            self._deadline = self._reply_deadline(at)
+            self._open_upstream(b"".join(held or ()))
+            passage.overhead = _perf() + proxy.offset - at
+
+    def _passage_of(self, request: Request) -> _Passage:
+        proxy = self._proxy
+        return _Passage(Exchange(id=proxy.next_id(), route=self._listener.route, request=request))
+
+    def _reply_deadline(self, at: float) -> float:
+        seconds = self._proxy.limits.reply_seconds
+        if not seconds or b"event-stream" in self.decoder.headers.get(b"accept", b""):
+            return 0.0
+        return at + seconds
+
+    def _release(self, reason: str) -> None:
+        """What was held goes on its way unjudged, and is counted."""
+        held, self._held = self._held, None
+        self._proxy.recorder.metrics.uninspected(reason)
+        self.state = _BODY
+        self._deadline = self._proxy.now() + self._proxy.limits.body_idle_seconds
+        self._open_upstream(b"".join(held or ()))
+
+    def _refuse(self, refusal: Refusal, passage: _Passage, at: float) -> None:
+        """Enforce mode: the request is answered here, and the upstream never hears of it."""
+        self._held = None
+        exchange = passage.exchange
+        dialect = passage.asked[0].name if passage.asked is not None else ""
+        status, kind, body = refusal_reply(refusal, exchange, dialect)
+        headers = exchange.request.headers
+        stays = self.decoder.version == "1.1" and b"close" not in headers.get(b"connection", b"").lower()
+        ids = refusal.finding.rule
+        self.transport.write(
+            b"HTTP/1.1 %d %s\r\ncontent-type: %s\r\ncontent-length: %d\r\nhandrail-findings: %s\r\n%s\r\n"
+            % (
+                status,
+                _PHRASES.get(status, "Refused").encode(),
+                kind.encode(),
+                len(body),
+                re.sub(r"[^A-Za-z0-9._, -]", "_", ids).encode(),
+                b"" if stays else b"connection: close\r\n",
+            )
+            + (b"" if self._method == "HEAD" else body)
+        )
+        exchange.reply = Reply(status=refusal.status, headers={}, at=at, end=at, size=len(body))
+        self._proxy.recorder.metrics.count("handrail_refused_total", "rule")
+        self._end("refused")
+        if stays:
+            self._over()
+        else:
+            self.state = _DISCARD
+            self.transport.close()
+
+    # Towards the upstream.
+
+    def _open_upstream(self, data: bytes) -> None:
+        """The first bytes of a request."""
+        upstream = self._upstream
+        if upstream is not None:
+            upstream.expect(self._method)
+        self._to_upstream(data)
+
+    def _to_upstream(self, data: bytes) -> None:
+        upstream = self._upstream
+        if upstream is not None and upstream.transport is not None:
+            upstream.transport.write(data)
+            return
+        self._queue.append(data)
+        if upstream is None:
+            self._upstream = upstream = _Upstream(self, self._proxy)
+            target = self._target
+            assert target is not None
+            self._deadline = self._proxy.now() + self._proxy.limits.connect_seconds
+            self._pause(_CONNECTING)
+            self._proxy.spawn(self._connect(target, upstream))
+
+    async def _connect(self, target: Target, upstream: "_Upstream") -> None:
+        try:
+            await asyncio.wait_for(
+                asyncio.get_running_loop().create_connection(
+                    lambda: upstream,
+                    target.host,
+                    target.port,
+                    ssl=target.tls,
+                    server_hostname=target.server_name if target.tls is not None else None,
+                ),
+                self._proxy.limits.connect_seconds or None,
+            )
+        except TimeoutError:
+            self._no_upstream(upstream, 504, "timeout", f"no connection to {target.authority} within the limit")
+        except (OSError, ssl.SSLError, ssl.CertificateError) as error:
+            why = "certificate" if isinstance(error, ssl.SSLCertVerificationError) else type(error).__name__
+            self._no_upstream(upstream, 502, "upstream_refused", f"no connection to {target.authority}: {why}: {error}")
+
+    def _no_upstream(self, upstream: "_Upstream", status: int, end: End, detail: str) -> None:
+        if self._upstream is upstream:
+            self._upstream = None
+            self._queue.clear()
+            self._proxy.recorder.metrics.count("handrail_refused_total", "upstream")
+            self._end(end)
+            self._answer(status, "The upstream cannot be reached", detail)
+
+    def connected(self, upstream: "_Upstream") -> None:
+        """The connection to the upstream is there: what waited for it goes."""
+        if self._upstream is not upstream or upstream.transport is None:
+            upstream.leave()
+            return
+        self._resume(_CONNECTING)
+        if self.state == _TUNNEL:
+            if self._method == "CONNECT":
+                self.transport.write(b"HTTP/1.1 200 Connection established\r\n\r\n")
+        else:
+            upstream.expect(self._method)
+            now = self._proxy.now()
+            self._deadline = (
+                self._reply_deadline(now) if self.state == _WAITING else now + self._proxy.limits.body_idle_seconds
+            )
+        waiting = b"".join(self._queue)
+        self._queue.clear()
+        if waiting:
+            upstream.transport.write(waiting)
+
+    # A reply, from its first byte to its last.
+
+    def reply_bytes(self, data: bytes, got: Reply | Fault | None, at: float) -> None:
+        """Bytes of the upstream, already parsed: on to the client, then the books."""
+        passage = self._passage
+        if type(got) is Fault:
+            self._bad_reply(got)
+            return
+        if self._deadline and self.state == _WAITING:
+            self._deadline = 0.0  # a reply that has begun may pause as long as it likes
+        if self._tail is not None:
+            self._tail += data
+            if got is None:
+                if len(self._tail) > self._listener.route.limits.body_bytes:
+                    data, self._tail = self._tail, None
+                    self.transport.write(data)
+                return
+            data = self._card(self._tail, cast(Reply, got))
+            self._tail = None
+        elif self._interim:
+            data = self._without_interim(data)
+        self.transport.write(data)
+        if passage is not None:
+            passage.overhead += _perf() + self._proxy.offset - at
+        if got is not None:
+            self._replied(cast(Reply, got), at)
+
+    def _replied(self, reply: Reply, at: float) -> None:
+        proxy = self._proxy
+        passage = self._passage
+        early = passage is None
+        if passage is None:  # before the request was complete: the request as far as it has come
+            passage = self._passage = self._passage_of(self.decoder.partial(at))
+        exchange = passage.exchange
+        exchange.reply = reply
+        exchange.ended = at
+        exchange.overhead_ms = passage.overhead * 1000
+        proxy.look_at(passage)
+        if reply.status == 101:
+            self._switch()
+        elif not early:
+            self._over()
+
+    def _over(self) -> None:
+        """The exchange is over and the connection is ready for the next."""
+        proxy = self._proxy
+        self._uncount()
+        self._passage = None
+        self.state = _IDLE
+        self._first = False
+        self._deadline = proxy.now() + proxy.limits.keepalive_seconds
+        if self._eof or proxy.draining:
+            self._finish()
+            return
+        if self._paused & _PIPELINED:
+            self._resume(_PIPELINED)
+        if self.decoder.rest:
+            proxy.soon(self._next)
+
+    def _next(self) -> None:
+        if self.state == _IDLE and self.decoder.rest:
+            self._feed(b"", self._proxy.now())
+
+    def _switch(self) -> None:
+        """101: from here on both sides speak something else, and it passes unread."""
+        self._uncount()
+        self._proxy.recorder.metrics.uninspected("tunnel")
+        self._passage = None
+        self.state = _TUNNEL
+        self._deadline = 0.0
+        if self._paused & _PIPELINED:
+            self._resume(_PIPELINED)
+        rest, self.decoder.rest = self.decoder.rest, b""
+        if rest:
+            self._to_upstream(rest)
+
+    def upstream_ended(self, upstream: "_Upstream", got: Reply | Fault | None, at: float, clean: bool) -> None:
+        """The upstream closed (`clean`) or lost its connection."""
+        if self._upstream is not upstream:
+            return
+        state = self.state
+        self._upstream = None
+        if state == _TUNNEL or state == _IDLE or state == _HEAD or state >= _DISCARD:
+            self._finish(abort=not clean and state == _TUNNEL)
+        elif type(got) is Reply and clean:  # a reply that ends with the connection
+            if self._tail is not None:
+                self.transport.write(self._card(self._tail, got))
+                self._tail = None
+            self._replied(got, at)
+            if self.state != _TUNNEL:
+                self._finish()
+        elif self._passage is not None and self._passage.exchange.ended:  # answered before the request was complete
+            self._linger()
+        elif upstream.started or not self._first:
+            # Cut, never a well-formed short body. On a connection that was used before the client may repeat the
+            # request by its own rules, as it would without us (RFC 9110 9.2.2); a 502 would take that from it.
+            self._end("upstream_reset")
+            self._cut()
+        else:
+            self._end("upstream_reset")
+            self._proxy.recorder.metrics.count("handrail_refused_total", "upstream")
+            self._answer(502, "The upstream closed the connection without an answer", self._authority())
+
+    def _bad_reply(self, fault: Fault) -> None:
+        upstream, self._upstream = self._upstream, None
+        forwarded = upstream is not None and upstream.forwarded
+        if upstream is not None:
+            upstream.leave(abort=True)
+        if self.state == _IDLE:
+            self._proxy.recorder.metrics.count("handrail_refused_total", "upstream_unexpected")
+            self._finish()
+            return
+        self._proxy.recorder.metrics.count("handrail_refused_total", "upstream_invalid")
+        self._end("upstream_invalid")
+        if forwarded:
+            self._cut()
+        else:
+            self._answer(502, "The upstream's reply is not valid HTTP/1.1", f"{self._authority()}: {fault.message}")
+
+    def _without_interim(self, data: bytes) -> bytes:
+        """Takes out the 100 of an upstream whose client already has ours."""
+        upstream = self._upstream
+        if upstream is not None and not upstream.forwarded and data.startswith(b"HTTP/1.1 100"):
+            self._interim = False
+            return data.partition(b"\r\n\r\n")[2]
+        self._interim = False
+        return data
+
+    def _wants_card(self) -> bool:
+        return (
+            self._listener.rewrite_cards
+            and self._method == "GET"
+            and is_card_path(self.decoder.target.decode("latin-1").partition("?")[0])
+        )
+
+    def _card(self, raw: bytes, reply: Reply) -> bytes:
+        """A complete reply with an agent card to one whose interfaces lead back here; unchanged where it is no card."""
+        headers = self.decoder.headers
+        host = headers.get(b"host", b"").decode("latin-1")
+        content = decode(reply.headers.get(b"content-encoding", b""), reply.body, self._listener.route.limits)
+        if reply.status != 200 or reply.cut is not None or isinstance(content, str) or not host:
+            return raw
+        card = rewrite_card(content, f"http://{host}")
+        if card is None:
+            return raw
+        head, _, _ = raw.partition(b"\r\n\r\n")
+        dropped = (b"content-length:", b"transfer-encoding:", b"content-encoding:", b"etag:", b"trailer:")
+        lines = [line for line in head.split(b"\r\n") if not line.lower().startswith(dropped)]
+        lines.append(b"Content-Length: %d" % len(card))
+        return b"\r\n".join(lines) + b"\r\n\r\n" + card
+
+    # The forward proxy.
+
+    def _forward_head(self, head: bytes) -> bytes | None:
+        """Absolute form to origin form for a destination that the configuration admits; else answered, and None."""
+        proxy, decoder = self._proxy, self.decoder
+        raw = decoder.target.decode("latin-1")
+        if self._method == "CONNECT":
+            host, _, port = raw.rpartition(":")
+            url = None
+        else:
+            url = urlsplit(raw)
+            if url.scheme != "http" or not url.hostname:
+                proxy.recorder.metrics.count("handrail_refused_total", "not_absolute")
+                self._answer(
+                    400, "This is a forward proxy", "the request target must be http://host/… ; set HTTP_PROXY to use it"
+                )
+                return None
+            host = url.hostname
+            try:
+                port = str(url.port or 80)
+            except ValueError:
+                port = ""
+        host = host.strip("[]")
+        if not host or not port.isdigit() or not 0 < int(port) < 65536:
+            proxy.recorder.metrics.count("handrail_refused_total", "malformed")
+            self._answer(400, "Bad request target", "host and port cannot be read")
+            return None
+        if not self._listener.allows(host, int(port)) and f"{host}:{port}" not in proxy.named:
+            proxy.recorder.metrics.count("handrail_refused_total", "destination")
+            self._answer(403, "Destination not allowed", f"{host}:{port} is not in forward.allow")
+            return None
+        if (host, int(port)) in proxy.addresses:
+            proxy.recorder.metrics.count("handrail_refused_total", "loop")
+            self._answer(508, "Loop", "the destination is this sidecar")
+            return None
+        bracketed = f"[{host}]" if ":" in host else host
+        target = Target(host=host, port=int(port), authority=bracketed if port == "80" else f"{bracketed}:{port}")
+        if self._target is None or (self._target.host, self._target.port) != (target.host, target.port):
+            old, self._upstream = self._upstream, None
+            if old is not None:
+                old.leave()
+            self._target = target
+        if url is None:
+            self.state = _TUNNEL
+            self._deadline = 0.0
+            proxy.recorder.metrics.uninspected("tunnel")
+            rest, decoder.rest = decoder.rest, b""
+            self._to_upstream(rest)
+            return None
+        decoder.target = (url._replace(scheme="", netloc="", fragment="").geturl() or "/").encode("latin-1")
+        if not decoder.target.startswith(b"/"):
+            decoder.target = b"/" + decoder.target
+        lines = head.split(b"\r\n")
+        first = lines[0].split(b" ")
+        authority = target.authority.encode("latin-1")
+        kept = [b" ".join((first[0], decoder.target, first[2]))]
+        dropped = (b"proxy-connection:", b"proxy-authorization:", b"host:")
+        kept.append(b"Host: " + authority)
+        kept += [line for line in lines[1:] if not line.lower().startswith(dropped)]
+        decoder.headers[b"host"] = authority
+        return b"\r\n".join(kept)
+
+    # Ends.
+
+    def _bad_request(self, fault: Fault, data: bytes) -> None:
+        if fault.reason == "http2" and self._listener.target is not None and self._first:
+            self._proxy.recorder.metrics.uninspected("tunnel")
+            self.state = _TUNNEL
+            self._deadline = 0.0
+            self._to_upstream(data if data.startswith(b"PRI") else self.decoder.rest + data)
+            return
+        self._proxy.recorder.metrics.count("handrail_refused_total", fault.reason)
+        forwarded = self._upstream is not None and self._upstream.forwarded
+        self._end("client_abort")
+        self._drop_upstream()
+        if forwarded:
+            self._cut()
+            return
+        status = 431 if fault.reason == "head_too_large" else 400
+        self._answer(status, "The request cannot be passed on", fault.message)
+
+    def expired(self, now: float) -> None:
+        """A deadline passed."""
+        state, limits = self.state, self._proxy.limits
+        if self._eof and not self._eof_told and state == _WAITING:
+            self._eof_told = True
+            self._deadline = self._reply_deadline(now)
+            upstream = self._upstream
+            if upstream is not None and upstream.transport is not None and upstream.transport.can_write_eof():
+                upstream.transport.write_eof()
+        elif state == _IDLE and not self._first:
+            self._finish()
+        elif state in (_IDLE, _HEAD):
+            self._proxy.recorder.metrics.count("handrail_refused_total", "header_timeout")
+            self._answer(408, "Request time-out", f"no complete head within {limits.header_seconds:g} s")
+        elif state == _HELD:
+            self._release("too_slow_to_hold")
+        elif state == _BODY:
+            if self._paused or (self._upstream is not None and self._upstream.transport is None):
+                self._deadline = now + limits.body_idle_seconds  # it is the upstream that does not read
+                return
+            self._proxy.recorder.metrics.count("handrail_refused_total", "body_timeout")
+            forwarded = self._upstream is not None and self._upstream.forwarded
+            self._end("client_abort")
+            self._drop_upstream()
+            if forwarded:
+                self._cut()
+            else:
+                self._answer(408, "Request time-out", f"no byte of the body for {limits.body_idle_seconds:g} s")
+        elif state == _WAITING:
+            if self._upstream is not None and self._upstream.transport is None:
+                return  # still connecting, which has its own limit
+            self._proxy.recorder.metrics.count("handrail_refused_total", "reply_timeout")
+            self._end("timeout")
+            self._drop_upstream()
+            self._answer(504, "The upstream did not answer", f"no byte of a reply for {limits.reply_seconds:g} s")
+        else:
+            self._cut()
+
+    def _answer(self, status: int, title: str, detail: str, *, retry_after: int | None = None) -> None:
+        """An answer of our own, after which the connection ends."""
+        body = orjson.dumps({"type": "about:blank", "title": title, "status": status, "detail": detail})
+        self.transport.write(
+            b"HTTP/1.1 %d %s\r\ncontent-type: application/problem+json\r\ncontent-length: %d\r\n"
+            b"handrail-error: %d\r\nconnection: close\r\n%s\r\n"
+            % (
+                status,
+                _PHRASES[status].encode(),
+                len(body),
+                status,
+                b"" if retry_after is None else b"retry-after: %d\r\n" % retry_after,
+            )
+            + (b"" if self._method == "HEAD" else body)
+        )
+        self._linger()
+
+    def _linger(self) -> None:
+        """Nothing more will be sent; what still comes is read and discarded for a moment."""
+        self._uncount()
+        self.state = _DISCARD
+        self._paused = 0
+        self._deadline = self._proxy.now() + LINGER_SECONDS
+        with contextlib.suppress(RuntimeError):
+            self.transport.resume_reading()
+        if self._eof or not self.transport.can_write_eof():
+            self.transport.close()
+        else:
+            self.transport.write_eof()
+
+    def _end(self, end: End) -> None:
+        """The exchange under way, if there is one, ends without a complete reply of the upstream."""
+        passage, self._passage = self._passage, None
+        now = self._proxy.now()
+        if passage is None:
+            if not self._counted:
+                return
+            passage = self._passage_of(self.decoder.partial(now))
+        elif passage.exchange.ended:
+            return
+        exchange = passage.exchange
+        exchange.end = end
+        exchange.ended = now
+        exchange.overhead_ms = passage.overhead * 1000
+        if self._upstream is not None and exchange.reply is None:
+            exchange.reply = self._upstream.decoder.partial()
+        self._held = None
+        self._proxy.look_at(passage)
+        self._uncount()
+
+    def _uncount(self) -> None:
+        if self._counted:
+            self._counted = False
+            self._proxy.in_flight -= 1
+
+    def _cut(self) -> None:
+        self.state = _CLOSED
+        self.transport.abort()
+
+    def _drop_upstream(self) -> None:
+        upstream, self._upstream = self._upstream, None
+        if upstream is not None:
+            upstream.leave(abort=True)
+
+    def _finish(self, *, abort: bool = False) -> None:
+        """Nothing more will come: closes once what was written is sent."""
+        self.state = _CLOSED
+        if abort:
+            self.transport.abort()
+        else:
+            self.transport.close()
+        upstream, self._upstream = self._upstream, None
+        if upstream is not None:
+            upstream.leave()
+
+    def retire(self) -> bool:
+        """The sidecar ends: True where this connection could close at once."""
+        if self.state in (_IDLE, _HEAD):
+            self._finish()
+            return True
+        return False
+
+    def shut(self) -> None:
+        """The sidecar has ended: cut."""
+        if self.state != _CLOSED:
+            self._end("shutdown")
+            self._cut()
+
+    # Small things.
+
+    def overdue(self, now: float) -> bool:
+        return 0.0 < self._deadline < now
+
+    def _authority(self) -> str:
+        return self._target.authority if self._target is not None else ""
+
+    def _pause(self, why: int) -> None:
+        if not self._paused:
+            with contextlib.suppress(RuntimeError):
+                self.transport.pause_reading()
+        self._paused |= why
+
+    def _resume(self, why: int) -> None:
+        self._paused &= ~why
+        if not self._paused and not self.transport.is_closing():
+            with contextlib.suppress(RuntimeError):
+                self.transport.resume_reading()
+
+    def upstream_full(self, full: bool) -> None:
+        if full:
+            self._pause(_UPSTREAM_FULL)
+        else:
+            self._resume(_UPSTREAM_FULL)
+
+
+_CONNECTING, _PIPELINED, _UPSTREAM_FULL = 1, 2, 4
+
+
+class _Upstream(asyncio.Protocol):
+    """The connection to an upstream that belongs to one client connection."""
+
+    __slots__ = ("_client", "_proxy", "decoder", "forwarded", "started", "transport")
+
+    def __init__(self, client: _Client, proxy: "Proxy") -> None:
+        self._client: _Client | None = client
+        self._proxy = proxy
+        self.transport: asyncio.Transport | None = None
+        self.decoder = ReplyDecoder(proxy.head_limits, client._listener.route.limits.body_bytes, proxy.budget)
+        self.started = False
+        """Whether any byte of the reply under way was seen."""
+        self.forwarded = False
+        """Whether any byte of it was passed on."""
+
+    def expect(self, method: str) -> None:
+        self.started = self.forwarded = False
+        self.decoder.expect(method)
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast(asyncio.Transport, transport)
+        if self._client is None:
+            self.transport.abort()
+        else:
+            self._client.connected(self)
+
+    def data_received(self, data: bytes) -> None:
+        client = self._client
+        if client is None:
+            return
+        if client.state == _TUNNEL:
+            client.transport.write(data)
+            return
+        at = _perf() + self._proxy.offset
+        got = self.decoder.feed(data, at)
+        self.started = True
+        client.reply_bytes(data, got, at)
+        self.forwarded = True
+
+    def eof_received(self) -> bool:
+        client = self._client
+        if client is None:
+            return False
+        if client.state == _TUNNEL:
+            if client.transport.can_write_eof():
+                client.transport.write_eof()
+                return not client._eof
+            return False
+        at = self._proxy.now()
+        self._ended(self.decoder.close(at), at, clean=True)
+        return False
+
+    def connection_lost(self, error: Exception | None) -> None:
+        if self._client is not None:
+            at = self._proxy.now()
+            self._ended(self.decoder.close(at), at, clean=error is None)
+        self.decoder.drop()
+
+    def _ended(self, got: Reply | Fault | None, at: float, *, clean: bool) -> None:
+        client, self._client = self._client, None
+        if client is not None:
+            client.upstream_ended(self, got, at, clean)
+
+    def pause_writing(self) -> None:
+        if self._client is not None:
+            self._client.upstream_full(True)
+
+    def resume_writing(self) -> None:
+        if self._client is not None:
+            self._client.upstream_full(False)
+
+    def leave(self, *, abort: bool = False) -> None:
+        """The client has no more use for this connection."""
+        self._client = None
+        if self.transport is not None:
+            if abort:
+                self.transport.abort()
+            else:
+                self.transport.close()
+
+
+class Proxy:
+    """Listens, forwards, and shows the inspector what passed.
+
+    Memory is bounded by `limits.connections` connections with a socket buffer each way, and by one budget for all
+    bodies that arrive in pieces.
+    """
+
+    def __init__(self, listeners: list[Listener], limits: LimitsConfig, inspector: Inspector, recorder: Recorder) -> None:
+        self.listeners = listeners
+        self.limits = limits
+        self.inspector = inspector
+        self.recorder = recorder
+        self.head_limits = HeadLimits(
+            head_bytes=limits.header_bytes, field_bytes=limits.header_field_bytes, lines=limits.header_lines
+        )
+        self.budget = CopyBudget()
+        self.clients: set[_Client] = set()
+        self.addresses: set[tuple[str, int]] = set()
+        self.authorities = {
+            listener.target.authority: listener.target.authority.encode("latin-1")
+            for listener in listeners
+            if listener.target is not None
+        }
+        self.named = {
+            f"{listener.target.host}:{listener.target.port}" for listener in listeners if listener.target is not None
+        }
+        self.in_flight = 0
+        self.draining = False
+        self.enforcing = False
+        self.offset = time.time() - _perf()
+        self._looking: list[_Passage] = []
+        self._drain_due = False
+        self._servers: list[asyncio.Server] = []
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._sweeper: asyncio.TimerHandle | None = None
+        self._sweep_due = 0.0
+        self._prefix = secrets.token_hex(6)
+        self._count = 0
+        self._loop = cast(asyncio.AbstractEventLoop, None)
+
+    def now(self) -> float:
+        """Seconds since the epoch, steady between two sweeps."""
+        return _perf() + self.offset
+
+    def next_id(self) -> str:
+        self._count += 1
+        return f"{self._prefix}-{self._count:x}"
+
+    async def start(self) -> list[tuple[str, int]]:
+        """Starts to listen. The addresses, in the order of the listeners. Raises OSError where one is taken."""
+        self._loop = asyncio.get_running_loop()
+        self.use(self.inspector)
+        bound = []
+        for listener in self.listeners:
+            server = await self._loop.create_server(
+                self._protocol(listener), listener.host, listener.port, backlog=1024, reuse_address=True
+            )
+            self._servers.append(server)
+            address = server.sockets[0].getsockname()[:2]
+            listener.host, listener.port = address
+            self.addresses.add((str(address[0]), int(address[1])))
+            bound.append((str(address[0]), int(address[1])))
+        self._sweep_due = self._loop.time() + SWEEP_SECONDS
+        self._sweeper = self._loop.call_later(SWEEP_SECONDS, self._sweep)
+        return bound
+
+    def _protocol(self, listener: Listener) -> Callable[[], _Client]:
+        return lambda: _Client(self, listener)
+
+    def use(self, inspector: Inspector) -> None:
+        """Exchanges that open from now on go to this inspector."""
+        self.inspector = inspector
+        self.enforcing = any(watch.rule.action == "enforce" for watch in inspector.pipeline.watches)
+
+    async def stop(self, drain_seconds: float) -> None:
+        """Stops to listen, lets the exchanges under way finish for so long, then cuts them."""
+        self.draining = True
+        for server in self._servers:
+            server.close()
+        for client in list(self.clients):
+            client.retire()
+        ends = self._loop.time() + drain_seconds
+        while self.clients and self._loop.time() < ends:
+            await asyncio.sleep(0.05)
+        for client in list(self.clients):
+            client.shut()
+        for task in self._tasks:
+            task.cancel()
+        if self._sweeper is not None:
+            self._sweeper.cancel()
+        await asyncio.sleep(0)
+        self.drain()
+
+    def spawn(self, work: Any) -> None:
+        task = self._loop.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def soon(self, call: Callable[[], None]) -> None:
+        self._loop.call_soon(call)
+
+    def look_at(self, passage: _Passage) -> None:
+        """The inspector sees this passage in the next iteration of the loop, when the bytes are on their way."""
+        self._looking.append(passage)
+        if not self._drain_due:
+            self._drain_due = True
+            self._loop.call_soon(self.drain)
+
+    def drain(self) -> None:
+        """Shows the inspector what passed. Whatever goes wrong here is a fault of ours and stays here."""
+        self._drain_due = False
+        looking, self._looking = self._looking, []
+        now = self.now()
+        recorder, inspector = self.recorder, self.inspector
+        for passage in looking:
+            try:
+                if passage.asked is None:
+                    passage.asked, decisions = inspector.open(passage.exchange)
+                    for decision in decisions:
+                        if decision.findings or decision.faults:
+                            recorder.record(decision, now)
+                exchange = passage.exchange
+                if exchange.ended and not passage.closed:
+                    passage.closed = True
+                    for decision in inspector.close(exchange, passage.asked):
+                        recorder.record(decision, now)
+                    reply = exchange.reply
+                    if reply is not None and reply.size:
+                        reason = reply.cut if reply._read is None else reply._read.reason
+                        if reason is not None and reason != "not_json":
+                            recorder.metrics.uninspected(reason)
+            except Exception as error:
+                self._contain(error, now)
+
+    def open_held(self, passage: _Passage) -> Refusal | None:
+        """The Decision on a request that is held; none where we fail."""
+        now = self.now()
+        try:
+            passage.asked, decisions = self.inspector.open(passage.exchange)
+            self.recorder.record_all(decisions, now)
+            return refusal_in(decisions)
+        except Exception as error:
+            self._contain(error, now)
+            return None
+
+    def _contain(self, error: Exception, now: float) -> None:
+        log.debug("inspector", exc_info=error)
+        fault = Fault(component="inspector", reason="error", message=f"{type(error).__name__}: {error}", at=now)
+        self.recorder.fault(fault, now)
+
+    def _sweep(self) -> None:
+        """Time-outs, findings that only time can make, and the clock's drift."""
+        loop = self._loop
+        self.recorder.metrics.gauge("handrail_loop_lag_seconds", max(0.0, loop.time() - self._sweep_due))
+        self._sweep_due = loop.time() + SWEEP_SECONDS
+        self._sweeper = loop.call_later(SWEEP_SECONDS, self._sweep)
+        drift = time.time() - (_perf() + self.offset)
+        if abs(drift) > 0.1:
+            self.offset += drift
+        now = self.now()
+        for client in [client for client in self.clients if client.overdue(now)]:
+            client.expired(now)
+        try:
+            self.recorder.record(self.inspector.advance(now), now)
+            self.recorder.flush(now)
+        except Exception as error:
+            self._contain(error, now)
+
+
+def _with_host(head: bytes, authority: bytes) -> bytes:
+    """A head with the value of its Host header replaced; there is exactly one, or none in HTTP/1.0."""
+    start = head.find(b"\r\nHost: ")
+    if start >= 0:
+        start += 8
+    else:
+        found = _HOST.search(head)
+        if found is None:
+            return head
+        start = found.end()
+    return head[:start] + authority + head[head.find(b"\r\n", start) :]
+
+
+_HOST = re.compile(rb"\r\nhost:[ \t]*", re.IGNORECASE)
+
+
+def _stamped(head: bytes, request: Request, asked: Asked) -> bytes:
+    """A held head with `handrail-workflow` added where it is missing and the dialect knows it."""
+    if b"handrail-workflow" in request.headers:
+        return head
+    workflow = next((event.workflow for event in asked[1] if event.workflow), None)
+    if workflow is None or not _TOKEN.fullmatch(workflow):
+        return head
+    return head[:-2] + b"handrail-workflow: " + workflow.encode("latin-1") + b"\r\n\r\n"
+
+
+_TOKEN = re.compile(r"[\x21-\x7e]{1,256}")
+
+
+def refusal_reply(refusal: Refusal, exchange: Exchange, dialect: str) -> tuple[int, str, bytes]:
+    """A refusal as its caller understands it: status, content type and body.
+
+    `application/problem+json` (RFC 9457), or a JSON-RPC error where the request was a JSON-RPC call.
+    """
+    finding = refusal.finding
+    detail = {
+        "rule": finding.rule,
+        "kind": finding.kind,
+        "severity": finding.severity,
+        "side": finding.side,
+        "subject": finding.subject,
+        "version": finding.version,
+        "evidence": finding.evidence,
+    }
+    if dialect in ("a2a", "mcp"):
+        call = exchange.request.json(exchange.route.limits).value
+        if isinstance(call, dict) and call.get("jsonrpc") == "2.0":
+            error = {
+                "code": -32602 if refusal.status == 422 else -32000,
+                "message": f"refused by rule {finding.rule}: {finding.message}",
+                "data": detail,
+            }
+            body = {"jsonrpc": "2.0", "id": call.get("id"), "error": error}
+            return 200, "application/json", orjson.dumps(body, default=str)
+    problem = {
+        "type": f"urn:handrail:{finding.kind}",
+        "title": f"Refused by rule {finding.rule}",
+        "status": refusal.status,
+        "detail": finding.message,
+        **detail,
+    }
+    return refusal.status, "application/problem+json", orjson.dumps(problem, default=str)
+
+
+_PHRASES = {
+    200: "OK",
+    400: "Bad Request",
+    403: "Forbidden",
+    408: "Request Timeout",
+    409: "Conflict",
+    413: "Content Too Large",
+    422: "Unprocessable Content",
+    431: "Request Header Fields Too Large",
+    501: "Not Implemented",
+    502: "Bad Gateway",
+    503: "Service Unavailable",
+    504: "Gateway Timeout",
+    508: "Loop Detected",
+}

@@ -1,0 +1,115 @@
+"""Decisions become metrics, rows and log lines; a thousand repeats of a finding become one row with a count."""
+
+import logging
+from collections import OrderedDict
+from collections.abc import Iterable
+from typing import Protocol
+
+import msgspec
+
+from handrail.edge.metrics import Metrics
+from handrail.event import Decision, Event, Fault, Finding
+
+log = logging.getLogger("handrail")
+
+
+class Rows(Protocol):
+    """Where records go: takes at once, never blocks, never raises."""
+
+    def put(self, record: Event | Finding) -> None: ...
+
+
+class FindingGroups:
+    """Findings to rows: the first of a fingerprint at once, its repeats as one row for each window.
+
+    The sum of `count` over the rows of a fingerprint is the number of occurrences. Holds at most `limit` fingerprints;
+    the one that was quiet for longest goes first, and its pending count with it to the sink.
+    """
+
+    def __init__(self, rows: Rows, *, window: float = 10.0, limit: int = 10_000) -> None:
+        self._rows = rows
+        self._window = window
+        self._limit = limit
+        self._groups: OrderedDict[str, tuple[float, Finding | None, int]] = OrderedDict()
+
+    def add(self, finding: Finding, now: float) -> bool:
+        """Takes one occurrence; True where it is the first of its window."""
+        key = finding.fingerprint
+        known = self._groups.get(key)
+        if known is None or now - known[0] >= self._window:
+            if known is not None:
+                self._emit(known)
+            self._groups[key] = (now, None, 0)
+            self._groups.move_to_end(key)
+            if len(self._groups) > self._limit:
+                self._emit(self._groups.popitem(last=False)[1])
+            self._rows.put(finding)
+            return True
+        self._groups[key] = (known[0], finding, known[2] + finding.count)
+        return False
+
+    def flush(self, now: float) -> None:
+        """Writes the counts of windows that ended; with now = infinity, of all."""
+        for key in [key for key, (since, _, _) in self._groups.items() if now - since >= self._window]:
+            self._emit(self._groups.pop(key))
+
+    def _emit(self, group: tuple[float, Finding | None, int]) -> None:
+        _, latest, count = group
+        if latest is not None and count:
+            self._rows.put(msgspec.structs.replace(latest, count=count))
+
+    def __len__(self) -> int:
+        return len(self._groups)
+
+
+class Recorder:
+    """Writes down what Decisions say: final events and findings to the sinks, all of it to the metrics."""
+
+    def __init__(self, metrics: Metrics, rows: tuple[Rows, ...]) -> None:
+        self.metrics = metrics
+        self._rows = rows
+        self._groups = tuple(FindingGroups(sink) for sink in rows)
+        self._logged: OrderedDict[tuple[str, str], float] = OrderedDict()
+
+    def record(self, decision: Decision, now: float) -> None:
+        event = decision.event
+        if event is not None and event.outcome != "asked":
+            self.metrics.handoff(event)
+            if event.uninspected is not None:
+                self.metrics.uninspected(event.uninspected)
+            for sink in self._rows:
+                sink.put(event)
+        if decision.findings:
+            for finding in decision.findings:
+                self.metrics.finding(finding)
+                for groups in self._groups:
+                    groups.add(finding, now)
+                if finding.severity != "info":
+                    self._log(("finding", finding.fingerprint), now, "finding: %s: %s", finding.rule, finding.message)
+        if decision.faults:
+            for fault in decision.faults:
+                self.fault(fault, now)
+
+    def record_all(self, decisions: Iterable[Decision], now: float) -> None:
+        for decision in decisions:
+            self.record(decision, now)
+
+    def fault(self, fault: Fault, now: float) -> None:
+        self.metrics.fault(fault)
+        key = (fault.component, fault.reason)
+        self._log(key, now, "fault: %s: %s: %s", fault.component, fault.reason, fault.message)
+
+    def flush(self, now: float) -> None:
+        for groups in self._groups:
+            groups.flush(now)
+
+    def _log(self, key: tuple[str, str], now: float, text: str, *words: object) -> None:
+        """One line for each key every ten seconds: when everything fails, the counters tell the rest."""
+        last = self._logged.get(key)
+        if last is not None and now - last < 10.0:
+            return
+        self._logged[key] = now
+        self._logged.move_to_end(key)
+        if len(self._logged) > 1000:
+            self._logged.popitem(last=False)
+        log.warning(text, *words)

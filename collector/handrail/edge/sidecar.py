@@ -1,0 +1,288 @@
+"""One process: listeners, inspector, sinks, admin port; started, reloaded and ended as a whole."""
+
+import asyncio
+import contextlib
+import gc
+import logging
+import os
+import resource
+import signal
+import ssl
+import sys
+from collections.abc import Sequence
+
+import uvloop
+
+import handrail
+from handrail import rules
+from handrail.config import Config, ConfigError, RouteConfig
+from handrail.edge.admin import Admin
+from handrail.edge.clickhouse import ClickHouseSink
+from handrail.edge.files import Unreadable, builtin_packs, read_packs, read_schemas, schema_stamp
+from handrail.edge.metrics import Metrics
+from handrail.edge.proxy import Listener, Proxy, Target
+from handrail.edge.record import Recorder, Rows
+from handrail.event import Fault
+from handrail.pipeline import Inspector, build
+from handrail.schema.registry import Registry
+from handrail.wire import Route
+
+log = logging.getLogger("handrail")
+
+FLUSH_SECONDS = 5.0
+
+
+def address_of(text: str, key: str) -> tuple[str, int]:
+    """`host:port`, `:port` (loopback) or `[::1]:port` to host and port. Raises ConfigError."""
+    host, colon, port = text.rpartition(":")
+    if not colon or not port.isdigit() or int(port) > 65535:
+        raise ConfigError("configuration", key, f"{text!r} is not host:port; write 127.0.0.1:8080")
+    return host.strip("[]") or "127.0.0.1", int(port)
+
+
+def _tls(route: RouteConfig, key: str) -> ssl.SSLContext | None:
+    if not route.upstream.startswith("https:"):
+        return None
+    try:
+        context = ssl.create_default_context(cafile=route.tls.ca_file)
+    except (OSError, ssl.SSLError) as error:
+        raise ConfigError("configuration", f"{key}.tls.ca_file", f"cannot be loaded: {error}") from None
+    context.set_alpn_protocols(["http/1.1"])
+    return context
+
+
+def listeners_of(config: Config) -> list[Listener]:
+    """The routes of a configuration, and its forward proxy. Raises ConfigError naming the key."""
+    listeners = []
+    for index, route in enumerate(config.routes):
+        key = f"routes[{index}]"
+        host, port = address_of(route.listen, f"{key}.listen")
+        try:
+            target = Target.parse(route.upstream, _tls(route, key), route.tls.server_name)
+        except ValueError as error:
+            raise ConfigError("configuration", f"{key}.upstream", str(error)) from None
+        if port and (target.host, target.port) == (host, port):
+            raise ConfigError("configuration", f"{key}.upstream", "is the route's own listen address: a loop")
+        listeners.append(
+            Listener(
+                host=host,
+                port=port,
+                target=target,
+                own_host=route.host == "client",
+                stamp=route.stamp,
+                rewrite_cards=route.rewrite_cards,
+                route=Route(
+                    agent=route.agent or config.agent,
+                    peer=route.peer,
+                    side=route.side,
+                    upstream=f"{target.host}:{target.port}",
+                    dialects=route.dialects,
+                    limits=config.inspection,
+                ),
+            )
+        )
+    forward = config.forward
+    if forward is not None:
+        host, port = address_of(forward.listen, "forward.listen")
+        agent = forward.agent or config.agent
+        listeners.append(
+            Listener(
+                host=host,
+                port=port,
+                allow=forward.allow,
+                stamp=forward.stamp,
+                route=Route(agent=agent, side="egress", limits=config.inspection),
+            )
+        )
+    if not listeners:
+        raise ConfigError(
+            "configuration", "routes", "there is nothing to listen on; name a route, or use --listen and --upstream"
+        )
+    return listeners
+
+
+def load_registry(config: Config) -> Registry:
+    """The schemas of a configuration. Raises ConfigError with every file that is wrong."""
+    registry = Registry(config.schemas.edges)
+    directory = config.schemas.directory
+    if directory is not None:
+        try:
+            problems = registry.load(read_schemas(directory))
+        except Unreadable as error:
+            raise ConfigError(directory, "", str(error)) from None
+        if problems:
+            raise ConfigError(directory, "", "; ".join(map(str, problems)))
+    return registry
+
+
+def load_packs(config: Config) -> list[rules.Pack]:
+    """The rule packs of a configuration, the built-in ones first. Raises ConfigError."""
+    packs = []
+    if config.rules.builtin:
+        packs += [rules.load(text, name, builtin=True) for name, text in builtin_packs()]
+    try:
+        packs += [rules.load(text, name) for name, text in read_packs(config.rules.files)]
+    except Unreadable as error:
+        raise ConfigError("rules", "", str(error)) from None
+    return packs
+
+
+class Sidecar:
+    """The parts of one sidecar. `start` returns when it forwards; `stop` when nothing is left to write."""
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self.listeners = listeners_of(config)
+        self.registry = load_registry(config)
+        self.inspector: Inspector = build(config, self.registry, rules.watches(load_packs(config), self.registry))
+        self.metrics = Metrics(config.admin.label_sets)
+        self.sink = ClickHouseSink(config.clickhouse, self.metrics, payloads=config.payloads) if config.clickhouse.dsn else None
+        sinks: tuple[Rows, ...] = (self.sink,) if self.sink is not None else ()
+        self.recorder = Recorder(self.metrics, sinks)
+        self.proxy = Proxy(self.listeners, config.limits, self.inspector, self.recorder)
+        self.admin = Admin(config.admin, self.metrics, ready=self.unready)
+        self.admin_address: tuple[str, int] | None = None
+        self._ready = False
+        self._watcher: asyncio.Task[None] | None = None
+
+    def unready(self) -> dict[str, str]:
+        """Why traffic should not come here: component to reason, empty when it should.
+
+        A ClickHouse that is away is no reason: traffic passes and rows wait.
+        """
+        if self.proxy.draining:
+            return {"proxy": "draining"}
+        return {} if self._ready else {"proxy": "starting"}
+
+    async def start(self) -> None:
+        """Raises OSError where an address is taken."""
+        metrics, proxy = self.metrics, self.proxy
+        addresses = await proxy.start()
+        if self.sink is not None:
+            await self.sink.start()
+        self.admin_address = await self.admin.start()
+        metrics.watch("handrail_connections", lambda: len(proxy.clients))
+        metrics.watch("handrail_in_flight", lambda: proxy.in_flight)
+        metrics.gauge("handrail_rules", len(self.inspector.pipeline.watches))
+        metrics.watch("handrail_rules_off", lambda: sum(watch.off for watch in self.inspector.pipeline.watches))
+        metrics.watch("handrail_ready", lambda: not self.unready())
+        self._count_schemas(valid=True)
+        if self.config.schemas.directory is not None:
+            self._watcher = asyncio.create_task(self._watch(self.config.schemas.directory))
+        self._ready = True
+        for listener, (host, port) in zip(self.listeners, addresses, strict=True):
+            where = f"{listener.target.authority}" if listener.target is not None else "the hosts of forward.allow"
+            log.info("listening on http://%s:%d for %s", host, port, where)
+        log.info("metrics on http://%s:%d/metrics", *self.admin_address)
+
+    async def stop(self, drain_seconds: float) -> None:
+        self._ready = False
+        if self._watcher is not None:
+            self._watcher.cancel()
+        await self.proxy.stop(drain_seconds)
+        self.recorder.flush(float("inf"))
+        if self.sink is not None:
+            await self.sink.close(FLUSH_SECONDS)
+        await self.admin.stop()
+
+    async def _watch(self, directory: str) -> None:
+        """Puts changed schema files in force as a whole; wrong ones are reported and change nothing."""
+        loop = asyncio.get_running_loop()
+        stamp = await loop.run_in_executor(None, schema_stamp, directory)
+        while True:
+            await asyncio.sleep(self.config.schemas.poll_seconds)
+            fresh = await loop.run_in_executor(None, schema_stamp, directory)
+            if fresh == stamp:
+                continue
+            stamp = fresh
+            try:
+                files = await loop.run_in_executor(None, read_schemas, directory)
+                problems = [str(problem) for problem in self.registry.load(files)]
+            except Unreadable as error:
+                problems = list(error.problems)
+            for problem in problems:
+                self.recorder.fault(Fault(component="registry", reason="invalid", message=problem), self.proxy.now())
+            if not problems:
+                log.info("schemas reloaded from %s", directory)
+            self._count_schemas(valid=not problems)
+
+    def _count_schemas(self, *, valid: bool) -> None:
+        subjects = self.registry.subjects
+        self.metrics.gauge("handrail_registry_subjects", len(subjects))
+        self.metrics.gauge("handrail_registry_versions", sum(map(len, subjects.values())))
+        self.metrics.gauge("handrail_registry_valid", valid)
+
+
+def run(config: Config, command: Sequence[str] = ()) -> int:
+    """`handrail run`: until a signal, or until the command ends. The command's exit status, or 0."""
+    logging.basicConfig(
+        level=config.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr
+    )
+    _tune()
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(_serve(config, command))
+
+
+def _tune() -> None:
+    """Limits of the process: no core files (they would hold payloads), as many files as allowed, a calm collector."""
+    with contextlib.suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 50)
+
+
+async def _serve(config: Config, command: Sequence[str]) -> int:
+    sidecar = Sidecar(config)
+    try:
+        await sidecar.start()
+    except OSError as error:
+        raise ConfigError("configuration", "listen", f"{error.strerror or error}; choose a free address") from None
+    log.info("handrail %s is ready", handrail.__version__)
+    stopping = asyncio.Event()
+    hurry = asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def on_signal() -> None:
+        (hurry if stopping.is_set() else stopping).set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, on_signal)
+    status = 0
+    if command:
+        status = await _run_command(sidecar, command, stopping)
+    else:
+        await stopping.wait()
+    log.info("ending: finishing what is under way, for at most %g s", config.limits.drain_seconds)
+    ending = asyncio.create_task(sidecar.stop(config.limits.drain_seconds))
+    impatient = asyncio.create_task(hurry.wait())
+    await asyncio.wait((ending, impatient), return_when=asyncio.FIRST_COMPLETED)
+    if not ending.done():
+        ending.cancel()
+        await asyncio.gather(ending, return_exceptions=True)
+        await sidecar.stop(0.0)
+    impatient.cancel()
+    return status
+
+
+async def _run_command(sidecar: Sidecar, command: Sequence[str], stopping: asyncio.Event) -> int:
+    """Runs a command whose plain HTTP goes through the forward proxy, where one is configured."""
+    environment = dict(os.environ)
+    for listener in sidecar.listeners:
+        if listener.target is None:
+            environment["HTTP_PROXY"] = environment["http_proxy"] = f"http://{listener.host}:{listener.port}"
+    try:
+        process = await asyncio.create_subprocess_exec(*command, env=environment)
+    except OSError as error:
+        raise ConfigError("command", command[0], f"cannot be started: {error.strerror}") from None
+    ended = asyncio.create_task(process.wait())
+    stopped = asyncio.create_task(stopping.wait())
+    await asyncio.wait((ended, stopped), return_when=asyncio.FIRST_COMPLETED)
+    stopped.cancel()
+    if process.returncode is None:
+        with contextlib.suppress(ProcessLookupError):
+            process.send_signal(signal.SIGTERM)
+    code = await ended
+    return code if code >= 0 else 128 - code

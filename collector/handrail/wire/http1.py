@@ -1,0 +1,611 @@
+"""Bytes of one direction of an HTTP/1.1 connection become requests or replies, strictly framed (RFC 9112).
+
+llhttp (httptools) reads heads and reply bodies. What decides where a request ends is ours, because a proxy must know at
+which byte it ends, and refuse what two parsers could read in two ways. One message at a time: bytes behind a complete
+message wait in `rest` until the caller feeds again.
+
+After each `feed` the caller finds in `head` the raw head if it was completed by this call, and in `out` the raw bytes of
+the body that arrived with it, both exactly as received: what may be forwarded.
+"""
+
+import re
+from collections.abc import Callable
+
+import httptools
+import msgspec
+
+from handrail.event import Fault
+from handrail.wire import Reply, Request
+
+REASONS = {
+    "ambiguous_framing": "two parsers could disagree on where the message ends",
+    "malformed": "not HTTP/1.1",
+    "head_too_large": "the head is larger than limits.header_bytes, header_field_bytes or header_lines",
+    "incomplete": "the connection ended inside the message",
+    "unexpected": "bytes that belong to no message",
+    "http2": "an HTTP/2 connection (RFC 9113 3.4); the caller tunnels it",
+}
+
+
+class HeadLimits(msgspec.Struct, frozen=True, kw_only=True):
+    """How large a head may be, in bytes and lines."""
+
+    head_bytes: int = 65_536
+    field_bytes: int = 16_384
+    lines: int = 256
+
+
+class CopyBudget:
+    """How many bytes the copies of all bodies under way may hold together; counts only bodies that come in pieces."""
+
+    __slots__ = ("left",)
+
+    def __init__(self, size: int = 67_108_864) -> None:
+        self.left = size
+
+
+def _fault(reason: str, message: str, at: float) -> Fault:
+    return Fault(component="wire.http1", reason=reason, message=message, at=at)
+
+
+class _Copy:
+    """The bounded copy of one body. `cut` says why it is not whole."""
+
+    __slots__ = ("_budget", "_limit", "_pieces", "_size", "_taken", "cut")
+
+    def __init__(self, limit: int, budget: CopyBudget) -> None:
+        self._limit = limit
+        self._budget = budget
+        self._pieces: list[bytes] = []
+        self._size = 0
+        self._taken = 0
+        self.cut: str | None = None
+
+    def open(self, headers: dict[bytes, bytes], length: int) -> None:
+        self._pieces.clear()
+        self._size = 0
+        self.cut = None
+        kind = headers.get(b"content-type")
+        if kind is not None and b"json" not in kind and b"event-stream" not in kind and length != 0:
+            folded = kind.lower()
+            if b"json" not in folded and b"event-stream" not in folded:
+                self.cut = "not_json"
+                return
+        if length > self._limit:
+            self.cut = "too_large"
+
+    def add(self, data: bytes) -> None:
+        if self.cut is not None:
+            return
+        self._size += len(data)
+        if self._pieces:
+            self._budget.left -= len(data)
+            self._taken += len(data)
+            if self._budget.left < 0:
+                self._drop("overload")
+                return
+        if self._size > self._limit:
+            self._drop("too_large")
+            return
+        self._pieces.append(data)
+
+    def _drop(self, reason: str) -> None:
+        self.cut = reason
+        self._pieces.clear()
+        self._budget.left += self._taken
+        self._taken = 0
+
+    def take(self) -> bytes:
+        pieces = self._pieces
+        if not pieces:
+            return b""
+        whole = pieces[0] if len(pieces) == 1 else b"".join(pieces)
+        pieces.clear()
+        self._budget.left += self._taken
+        self._taken = 0
+        return whole
+
+
+_ONCE = frozenset({b"host", b"content-length", b"transfer-encoding"})
+_BARE_LF = re.compile(rb"(?<!\r)\n")
+_METHODS: dict[bytes, str] = {}
+
+
+class RequestDecoder:
+    """Bytes that a client sends to requests.
+
+    `feed` gives the request that became complete, or a Fault, or None while there is more to come. After a Fault the
+    connection is of no use. What it buffers is bounded by `limits.head_bytes` and `copy_bytes`; a caller that feeds
+    while a complete request is being answered adds to `rest` instead and stops reading.
+    """
+
+    def __init__(self, limits: HeadLimits, copy_bytes: int, budget: CopyBudget | None = None) -> None:
+        self._limits = limits
+        self._copy = _Copy(copy_bytes, budget or CopyBudget())
+        self._parser: httptools.HttpRequestParser | None = None
+        self._left = 0  # bytes of a body of known length still to come
+        self._chunks: ChunkedDecoder | None = None
+        self.rest = b""
+        self.head: bytes | None = None
+        self.out = b""
+        self.started = 0.0
+        self.inside = False
+        """Whether a head is complete whose body is not."""
+        self.method = ""
+        self.target = b""
+        self.version = "1.1"
+        self.headers: dict[bytes, bytes] = {}
+        self.upgrade = False
+        self.length = 0
+        """Of the body under way in bytes; -1 where it is chunked."""
+        self._repeated: bytes | None = None
+        self._size = 0
+
+    # What llhttp calls.
+
+    def on_url(self, url: bytes) -> None:
+        self.target += url
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        name = name.lower()
+        headers = self.headers
+        if name in headers:
+            if name in _ONCE:
+                self._repeated = name
+            headers[name] += b", " + value
+        else:
+            headers[name] = value
+
+    # What the edge calls.
+
+    def feed(self, data: bytes, at: float) -> Request | Fault | None:
+        """Bytes, and the instant at which they were seen, to the next complete request."""
+        self.head = None
+        if self.inside:
+            return self._body(data, at)
+        if self.rest:
+            data = self.rest + data
+        else:
+            self.started = at
+        while data.startswith(b"\r\n"):  # RFC 9112 2.2: empty lines before a request line are ignored
+            data = data[2:]
+        self.out = b""
+        end = data.find(b"\r\n\r\n")
+        if end < 0:
+            self.rest = data
+            if len(data) > self._limits.head_bytes:
+                return _fault("head_too_large", f"no end of the head within {self._limits.head_bytes} bytes", at)
+            if _BARE_LF.search(data):
+                return _fault("malformed", "a line ends in LF without CR", at)
+            return None
+        end += 4
+        head = data if end == len(data) else data[:end]
+        self.rest = b""
+        fault = self._read_head(head, at)
+        if fault is not None:
+            return fault
+        self.head = head
+        self._size = 0
+        self._copy.open(self.headers, self.length)
+        if self.length == 0:
+            self.rest = data[end:] if end < len(data) else b""
+            return self._complete(at)
+        self.inside = True
+        if end == len(data):
+            return None
+        return self._body(data[end:], at)
+
+    def close(self, at: float) -> Fault | None:
+        """The client will send no more; a Fault if that cuts a message."""
+        if self.inside or self.rest:
+            return _fault("incomplete", "the client ended the connection inside a request", at)
+        return None
+
+    def _read_head(self, head: bytes, at: float) -> Fault | None:
+        limits = self._limits
+        if len(head) > limits.field_bytes:
+            if len(head) > limits.head_bytes:
+                return _fault("head_too_large", f"the head is longer than {limits.head_bytes} bytes", at)
+            if max(map(len, head.split(b"\r\n"))) > limits.field_bytes:
+                return _fault("head_too_large", f"a header is longer than {limits.field_bytes} bytes", at)
+        if head.startswith(b"PRI * HTTP/2"):
+            return _fault("http2", "an HTTP/2 connection", at)
+        self.headers = headers = {}
+        self.target = b""
+        self._repeated = None
+        self.upgrade = False
+        parser = self._parser
+        if parser is None:
+            parser = self._parser = httptools.HttpRequestParser(self)
+        try:
+            parser.feed_data(head)
+        except httptools.HttpParserUpgrade:
+            self.upgrade = True
+            self._parser = None
+        except httptools.HttpParserError as error:
+            return _fault("malformed", str(error), at)
+        if len(headers) > limits.lines or head.count(b"\n") > limits.lines + 2:
+            return _fault("head_too_large", f"more than {limits.lines} header lines", at)
+        if b"\x00" in head:
+            return _fault("malformed", "a NUL byte in the head", at)
+        method = parser.get_method()
+        self.method = _METHODS.get(method) or _METHODS.setdefault(method, method.decode("latin-1"))
+        self.version = parser.get_http_version()
+        return self._read_framing(headers, at)
+
+    def _read_framing(self, headers: dict[bytes, bytes], at: float) -> Fault | None:
+        """RFC 9112 6.1 to 6.3, and refusal wherever a proxy and an upstream could differ."""
+        if self._repeated is not None:
+            return _fault("ambiguous_framing", f"more than one {self._repeated.decode('latin-1')} header", at)
+        modern = self.version == "1.1"
+        if not modern and self.version != "1.0":
+            return _fault("malformed", f"HTTP/{self.version} is not HTTP/1.x", at)
+        if modern and b"host" not in headers:
+            return _fault("malformed", "no Host header", at)
+        coding = headers.get(b"transfer-encoding")
+        length = headers.get(b"content-length")
+        if coding is not None:
+            if not modern:
+                return _fault("ambiguous_framing", "Transfer-Encoding in HTTP/1.0", at)
+            if length is not None:
+                return _fault("ambiguous_framing", "both Content-Length and Transfer-Encoding", at)
+            if coding.lower() != b"chunked":
+                return _fault("ambiguous_framing", "a Transfer-Encoding other than chunked", at)
+            self.length = -1
+            self._chunks = ChunkedDecoder(self._copy.add, self._limits)
+            self._parser = None
+            return None
+        if length is None:
+            self.length = 0
+            return None
+        if not length.isdigit() or len(length) > 18:
+            return _fault("ambiguous_framing", "Content-Length is not a number", at)
+        self.length = self._left = int(length)
+        return None
+
+    def _body(self, data: bytes, at: float) -> Request | Fault | None:
+        chunks = self._chunks
+        if chunks is not None:
+            used = chunks.feed(data)
+            if chunks.problem is not None:
+                return _fault("malformed", chunks.problem, at)
+            if not chunks.done:
+                self.out = data
+                return None
+            self._chunks = None
+            self._size = chunks.size
+        else:
+            left = self._left
+            used = len(data)
+            if used > left:
+                used = left
+            self._left = left - used
+        out = data if used == len(data) else data[:used]
+        self.out = out
+        if chunks is None:
+            self._copy.add(out)
+            if self._parser is not None:
+                self._parser.feed_data(out)  # keeps llhttp in step: it skips a body of known length at no cost
+            if self._left:
+                return None
+            self._size = self.length
+        self.inside = False
+        if used < len(data):
+            self.rest = data[used:]
+        return self._complete(at)
+
+    def _complete(self, at: float) -> Request:
+        copy = self._copy
+        return Request(
+            method=self.method,
+            target=self.target.decode("latin-1"),
+            headers=self.headers,
+            at=self.started,
+            end=at,
+            body=copy.take(),
+            size=self._size,
+            cut=copy.cut if self._size else None,
+        )
+
+    def partial(self, at: float) -> Request:
+        """What has come of the request under way, its head complete."""
+        return Request(
+            method=self.method,
+            target=self.target.decode("latin-1"),
+            headers=self.headers,
+            at=self.started,
+            end=at,
+            body=self._copy.take(),
+            size=self.length - self._left if self._chunks is None else self._chunks.size,
+            cut="incomplete",
+        )
+
+    def drop(self) -> None:
+        """Forget a message under way; gives its part of the copy budget back."""
+        self._copy.take()
+
+
+class ChunkedDecoder:
+    """A chunked body (RFC 9112 7.1) to its content and the byte at which it ends.
+
+    Strict where lenience has been used for smuggling: CRLF only, hexadecimal digits only, no white space around the
+    size. Chunk extensions and trailer fields are skipped, within the limits of a head. Content goes to `sink`.
+    """
+
+    __slots__ = ("_buffer", "_left", "_limits", "_sink", "_state", "done", "problem", "size")
+
+    def __init__(self, sink: Callable[[bytes], None], limits: HeadLimits) -> None:
+        self._sink = sink
+        self._limits = limits
+        self._buffer = b""
+        self._left = 0
+        self._state = "size"
+        self.done = False
+        self.problem: str | None = None
+        self.size = 0
+
+    def feed(self, data: bytes) -> int:
+        """How many bytes of `data` belong to the body; `done` or `problem` say why it stopped."""
+        at = 0
+        length = len(data)
+        while at < length and not self.done and self.problem is None:
+            if self._state == "data":
+                take = min(self._left, length - at)
+                self._sink(data[at : at + take])
+                self.size += take
+                self._left -= take
+                at += take
+                if not self._left:
+                    self._state = "end"
+                continue
+            feed = data.find(b"\n", at)
+            upto = length if feed < 0 else feed + 1
+            line = self._buffer + data[at:upto]
+            at = upto
+            if len(line) > self._limits.field_bytes:
+                self.problem = "a chunk line or trailer is too long"
+            elif feed < 0:
+                self._buffer = line
+                if self._state == "end" and not b"\r\n".startswith(line):
+                    self.problem = "a chunk is longer than its size says"
+            else:
+                self._buffer = b""
+                self._line(line)
+        return at
+
+    def _line(self, line: bytes) -> None:
+        if not line.endswith(b"\r\n") or b"\r" in line[:-2] or b"\x00" in line:
+            self.problem = "a chunk line does not end in CRLF"
+            return
+        line = line[:-2]
+        if self._state == "end":
+            if line:
+                self.problem = "a chunk is longer than its size says"
+            self._state = "size"
+        elif self._state == "size":
+            digits = line.partition(b";")[0]
+            if not digits or len(digits) > 15 or not _HEX.fullmatch(digits):
+                self.problem = "a chunk size is not hexadecimal"
+                return
+            self._left = int(digits, 16)
+            self._state = "data" if self._left else "trailer"
+        elif not line:
+            self.done = True
+        elif line[:1] in b" \t" or b":" not in line:
+            self.problem = "a trailer is not a header field"
+        else:
+            self._left += len(line)
+            if self._left > self._limits.head_bytes:
+                self.problem = "the trailers are too long"
+
+
+_HEX = re.compile(rb"[0-9A-Fa-f]+")
+
+
+class ReplyDecoder:
+    """Bytes that an upstream sends to replies.
+
+    `expect` says that a request was sent; then `feed` gives the final reply, or a Fault, or None while there is more to
+    come. Interim replies (1xx) are passed over; 101 is a final reply with `switched` set. A reply that ends with the
+    connection is given by `close`.
+    """
+
+    def __init__(self, limits: HeadLimits, copy_bytes: int, budget: CopyBudget | None = None) -> None:
+        self._limits = limits
+        self._copy = _Copy(copy_bytes, budget or CopyBudget())
+        self._parser: httptools.HttpResponseParser | None = None
+        self._expecting = False
+        self._no_body = False
+        self._held = b""  # a head of a reply to HEAD that is not complete yet
+        self._in_head = True
+        self._headers: dict[bytes, bytes] = {}
+        self._status = 0
+        self._size = 0
+        self._first = 0.0
+        self._problem: str | None = None
+        self._done: Reply | None = None
+        self._at = 0.0
+        self._head_size = 0
+        self.started = False
+        """Whether any byte of the reply was seen."""
+        self.status = 0
+        """Of the final reply once its head is complete, else 0."""
+        self.switched = False
+
+    def expect(self, method: str) -> None:
+        """A request with this method is on its way to the upstream."""
+        self._expecting = True
+        self._no_body = method == "HEAD"
+        self._held = b""
+        self._in_head = True
+        self._head_size = 0
+        self.started = False
+        self.switched = False
+        self.status = 0
+
+    @property
+    def headers(self) -> dict[bytes, bytes]:
+        return self._headers
+
+    # What llhttp calls.
+
+    def on_message_begin(self) -> None:
+        self._headers = {}
+        self._in_head = True
+        self._size = 0
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if self._in_head:  # else a trailer
+            name = name.lower()
+            headers = self._headers
+            if name in headers:
+                if name in _ONCE:
+                    self._problem = f"more than one {name.decode('latin-1')} header"
+                headers[name] += b", " + value
+            else:
+                headers[name] = value
+
+    def on_headers_complete(self) -> None:
+        self._in_head = False
+        if self._done is not None:
+            self._problem = "a reply to no request"
+            return
+        status = self._status = self._parser.get_status_code()  # type: ignore[union-attr]
+        headers = self._headers
+        if b"transfer-encoding" in headers and b"content-length" in headers:
+            self._problem = "both Content-Length and Transfer-Encoding"
+        if status >= 200 or status == 101:
+            self.status = status
+            self._first = self._at
+            length = headers.get(b"content-length", b"-1")
+            self._copy.open(headers, int(length) if length.isdigit() else -1)
+            if status == 101:
+                self.switched = True
+
+    def on_body(self, data: bytes) -> None:
+        self._size += len(data)
+        self._copy.add(data)
+
+    def on_message_complete(self) -> None:
+        if self._status >= 200 or self._status == 101:
+            if self._done is not None or not self._expecting:
+                self._problem = "a reply to no request"
+                return
+            self._finish()
+
+    # What the edge calls.
+
+    def feed(self, data: bytes, at: float) -> Reply | Fault | None:
+        """Bytes, and the instant at which they were seen, to the final reply of the request under way."""
+        if not self._expecting:
+            return _fault("unexpected", "the upstream sent bytes that answer no request", at)
+        self._at = at
+        self.started = True
+        if self._no_body:
+            return self._feed_bodiless(data, at)
+        if self._in_head:
+            self._head_size += len(data)
+            if self._head_size > self._limits.head_bytes and self._too_large(data):
+                return _fault("head_too_large", f"the reply's head exceeds {self._limits.head_bytes} bytes", at)
+        parser = self._parser
+        if parser is None:
+            parser = self._parser = httptools.HttpResponseParser(self)
+        try:
+            parser.feed_data(data)
+        except httptools.HttpParserUpgrade:
+            self._parser = None
+        except httptools.HttpParserError as error:
+            if not self.switched:
+                return _fault("malformed", self._problem or str(error), at)
+        if self._problem is not None:
+            return _fault("ambiguous_framing", self._problem, at)
+        done = self._done
+        if done is not None:
+            self._done = None
+        elif self.switched:
+            self._finish()
+            done, self._done = self._done, None
+        return done
+
+    def close(self, at: float) -> Reply | Fault | None:
+        """The upstream will send no more: the reply that ends here, a Fault if it is cut, None if none was due."""
+        if not self._expecting:
+            return None
+        self._at = at
+        headers = self._headers
+        delimited = b"content-length" in headers or b"transfer-encoding" in headers
+        if not self.status or delimited or self._no_body:
+            return _fault("incomplete", "the upstream ended the connection before the reply was complete", at)
+        self._finish()
+        done, self._done = self._done, None
+        return done
+
+    def partial(self) -> Reply | None:
+        """What has come of a reply that will not be completed; None before the end of its head."""
+        if not self.status:
+            self.drop()
+            return None
+        return Reply(
+            status=self.status,
+            headers=self._headers,
+            at=self._first,
+            end=self._at,
+            body=self._copy.take(),
+            size=self._size,
+            cut=self._copy.cut or "incomplete",
+        )
+
+    def drop(self) -> None:
+        """Forget a reply under way; gives its part of the copy budget back."""
+        self._copy.take()
+
+    def _finish(self) -> None:
+        copy = self._copy
+        self._expecting = False
+        self._done = Reply(
+            status=self.status,
+            headers=self._headers,
+            at=self._first,
+            end=self._at,
+            body=copy.take(),
+            size=self._size,
+            cut=copy.cut if self._size else None,
+        )
+
+    def _feed_bodiless(self, data: bytes, at: float) -> Reply | Fault | None:
+        """A reply to HEAD has a head as if it had a body, and none (RFC 9110 9.3.2); llhttp cannot be told so."""
+        data = self._held + data
+        while True:
+            end = data.find(b"\r\n\r\n") + 4
+            if end < 4:
+                if len(data) > self._limits.head_bytes:
+                    return _fault("head_too_large", f"the reply's head exceeds {self._limits.head_bytes} bytes", at)
+                self._held = data
+                return None
+            self._parser = httptools.HttpResponseParser(self)
+            try:
+                self._parser.feed_data(data[:end])
+            except httptools.HttpParserUpgrade:
+                pass
+            except httptools.HttpParserError as error:
+                return _fault("malformed", str(error), at)
+            finally:
+                self._parser = None
+            data = data[end:]
+            self._done = None
+            if self.status:
+                break
+        self._held = b""
+        self._expecting = True
+        self._size = 0
+        self._finish()
+        done, self._done = self._done, None
+        if data:
+            return _fault("unexpected", "the upstream sent a body in reply to HEAD", at)
+        return done
+
+    def _too_large(self, data: bytes) -> bool:
+        """Whether a head that has not ended yet is past the limit; `data` may hold its end and the body behind it."""
+        end = data.find(b"\r\n\r\n")
+        size = self._head_size - len(data) + (len(data) if end < 0 else end)
+        return size > self._limits.head_bytes
