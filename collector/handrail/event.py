@@ -4,6 +4,7 @@ They are flat and frozen. Their field names are the columns in ClickHouse, the n
 in the docs. Absent is None, never an invented value.
 """
 
+import json
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any, Literal
@@ -110,7 +111,7 @@ class Finding(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag
 
 
 class Fault(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="type", tag="fault"):
-    """Something that Handrail itself could not do. `reason` is a short word from a closed list; `message` is for people."""
+    """Something that Handrail itself could not do: `reason` is a short word from a closed list, `message` for people."""
 
     component: str
     reason: str
@@ -140,7 +141,18 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 
 def canonical(payload: Any) -> bytes:
     """JSON value to bytes that do not depend on key order or white space. Raises TypeError for what is not JSON."""
-    return orjson.dumps(payload, option=orjson.OPT_SORT_KEYS)
+    try:
+        return orjson.dumps(payload, option=orjson.OPT_SORT_KEYS)
+    except TypeError:
+        return _slowly(payload)
+
+
+def _slowly(value: Any) -> bytes:
+    """For integers past 64 bits, which orjson does not write and exact numbers need."""
+    try:
+        return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
+    except (ValueError, RecursionError) as error:
+        raise TypeError(f"is not JSON: {type(error).__name__}") from None
 
 
 def digest_of(payload: Any) -> str:
@@ -153,7 +165,8 @@ def digest_of(payload: Any) -> str:
 
 def fingerprint_of(*parts: object) -> str:
     """What makes two findings the same finding, to 16 hex digits."""
-    return xxhash.xxh3_64_hexdigest("\x1f".join("" if part is None else str(part) for part in parts))
+    text = "\x1f".join("" if part is None else str(part) for part in parts)
+    return xxhash.xxh3_64_hexdigest(text.encode("utf-8", "surrogatepass"))
 
 
 def rfc3339(at: float) -> str:
@@ -192,7 +205,10 @@ def to_json(record: Event | Finding | Fault, *, payloads: bool = False) -> bytes
             out["deadline"] = rfc3339(record.deadline)
         if not payloads:
             out["payload"] = out["reply"] = None
-    return orjson.dumps(out, default=str)
+    try:
+        return orjson.dumps(out, default=str)
+    except TypeError:
+        return json.dumps(out, default=str, separators=(",", ":")).encode()
 
 
 def event_from(value: Mapping[str, Any]) -> Event:

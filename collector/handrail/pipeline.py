@@ -1,6 +1,6 @@
 """The order of things: one event in, one Decision out, and never any I/O.
 
-    Event ─▶ subject, version, digest ─▶ rules that match ─▶ detectors ─▶ Decision
+Event ─▶ subject, version, digest ─▶ rules that match ─▶ detectors ─▶ Decision
 """
 
 from collections import OrderedDict
@@ -71,19 +71,23 @@ class Pipeline:
         findings: list[Finding] = []
         refusal: Refusal | None = None
         for watch in watches:
-            if watch.off or (watch.where is not None and not watch.where(event)):
+            if watch.off:
                 continue
+            where = watch.where
             try:
-                found = watch.detector.observe(event)
-                if found:
-                    fresh = tuple(found)
-                else:
+                if where is not None and not where(event):
                     continue
-            except Exception as error:
+                found = watch.detector.observe(event)
+                fresh = tuple(found) if found else ()
+            except Exception as error:  # containment: our own failure must not become the traffic's
                 self._failed(watch, error, event.at, faults)
                 continue
+            if watch.failures:
+                watch.failures = 0
+            if not fresh:
+                continue
             findings += fresh
-            if fresh and refusal is None and watch.rule.action == "enforce" and event.outcome == "asked":
+            if refusal is None and watch.rule.action == "enforce" and event.outcome == "asked":
                 status = REFUSAL_STATUS.get(watch.rule.kind)
                 if status is not None:
                     refusal = Refusal(status=status, finding=fresh[0])
@@ -96,27 +100,36 @@ class Pipeline:
         for watch in self.watches:
             if not watch.off:
                 try:
-                    findings += watch.detector.advance(now)
+                    found = watch.detector.advance(now)
+                    if found:
+                        findings += tuple(found)
                 except Exception as error:
                     self._failed(watch, error, now, faults)
         return Decision(findings=tuple(findings), faults=tuple(faults))
 
     def _identify(self, event: Event, faults: list[Fault]) -> Event:
-        """Subject, version and digest where the wire did not say them."""
-        if event.payload is None:
+        """Subject, version and digest where the wire did not say them.
+
+        A payload that could not be read has a subject all the same: which schema it failed to be is worth knowing.
+        """
+        subject, version, digest = event.subject, event.version, event.digest
+        if event.payload is None and event.uninspected is None:
             return event
         try:
             subject, version = self.registry.select(event)
-            digest = event.digest or digest_of(event.payload)
         except Exception as error:
             faults.append(_fault("registry", error, event.at))
-            return event
+        if digest is None and event.payload is not None:
+            try:
+                digest = digest_of(event.payload)
+            except Exception as error:
+                faults.append(_fault("digest", error, event.at))
         if subject == event.subject and version == event.version and digest == event.digest:
             return event
         return msgspec.structs.replace(event, subject=subject, version=version, digest=digest)
 
     def _failed(self, watch: Watch, error: Exception, at: float, faults: list[Fault]) -> None:
-        watch.failures += 1
+        watch.failures += 1  # only `observe` resets it: a tick with nothing due proves nothing
         faults.append(_fault(f"detector.{watch.rule.id}", error, at))
         if watch.failures >= self._limit:
             watch.off = True

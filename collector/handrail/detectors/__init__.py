@@ -7,16 +7,19 @@ workflow A never changes the findings of workflow B. A detector never keeps a pa
 """
 
 from collections.abc import Iterable, Mapping
-from typing import Any, ClassVar, Literal, Protocol
+from typing import Annotated, Any, ClassVar, Literal, Protocol
 
 import msgspec
 
-from handrail.event import Event, Finding, FindingSide, Severity, fingerprint_of
+from handrail.event import Event, Finding, FindingSide, Severity, fingerprint_of, rfc3339
 from handrail.schema.registry import Registry
 
 Action = Literal["observe", "enforce"]
 Scope = Literal["hop", "workflow", "store"]
 Sight = Literal["first", "asked", "final"]
+
+Count = Annotated[int, msgspec.Meta(ge=1)]
+Seconds = Annotated[float, msgspec.Meta(gt=0)]
 
 
 class Rule(msgspec.Struct, frozen=True, kw_only=True):
@@ -48,7 +51,7 @@ class Detector(Protocol):
     def observe(self, event: Event) -> Iterable[Finding]: ...
 
     def advance(self, now: float) -> Iterable[Finding]:
-        """Time passed: deadlines, windows, silence. A finding's `at` is when it became true, not when it was noticed."""
+        """Time passed: deadlines, windows, silence. A finding's `at` is when it became true, not when noticed."""
         ...
 
     def __len__(self) -> int:
@@ -91,3 +94,29 @@ def finding(
         evidence=evidence,
         fingerprint=fingerprint_of(rule.id, event.source, event.target, event.subject, *same),
     )
+
+
+def instant(at: float) -> str:
+    """An instant as evidence shows it: RFC 3339, or the bare number where no calendar holds it."""
+    try:
+        return rfc3339(at)
+    except (ValueError, OverflowError, OSError):
+        return str(at)
+
+
+def lasting(span: float) -> str:
+    """Seconds as a person reads them: `350 ms`, `12 s`, `5 min`, `2.5 h`."""
+    if span < 1:
+        return f"{span * 1000:.3g} ms"
+    if span < 120:
+        return f"{span:.3g} s"
+    return f"{span / 60:.3g} min" if span < 7200 else f"{span / 3600:.3g} h"
+
+
+def between(event: Event) -> str:
+    """Who hands to whom, for a sentence."""
+    return f"{event.source or 'an unknown agent'} to {event.target or 'an unknown agent'}"
+
+
+NOTHING: tuple[Finding, ...] = ()
+"""What `observe` and `advance` return where nothing is wrong; one object, so that silence costs nothing."""

@@ -27,8 +27,8 @@ definitions that each name the one before twice are a billion checks."""
 
 MAX_VIOLATIONS = 20
 WORK_FOR_ALL = 20_000
-"""Nodes of the payload times subschemas that may apply to one value, up to which every violation is looked for. Past
-it the first one is reported: jsonschema-rs builds all errors before it gives out one, and 100,000 of them take 1.7 s."""
+"""Nodes of the payload times subschemas that may apply to one value, up to which every violation is looked for. Past it
+the first one is reported: jsonschema-rs builds all errors before it gives out one, and 100,000 of them take 1.7 s."""
 
 DRAFTS = {
     "http://json-schema.org/draft-04/schema": "draft-04",
@@ -104,8 +104,8 @@ class Schema:
         except (ValueError, TypeError):  # more than 255 levels, a key that is no string, a lone surrogate
             return [Violation("", "json", "is not a JSON value that can be validated", "")]
         found: dict[Violation, None] = {}
-        for error in errors:
-            found[self._violation(error, payload)] = None
+        for each in errors:
+            found[self._violation(each, payload)] = None
             if len(found) >= limit:
                 break
         return list(found)
@@ -123,19 +123,16 @@ class Schema:
         keyword = error.schema_path[-1] if error.schema_path else kind
         if kind == "FalseSchema":
             keyword = "false"
-        message = _MESSAGES.get(kind, _unknown_kind)(error.kind, type_name(value))
         return Violation(
             "".join("/" + step for step in steps),
             str(keyword),
-            message,
+            _message(error.kind, type_name(value)),
             "".join("/" + _escape(str(step)) for step in error.schema_path),
         )
 
 
 def type_name(value: Any) -> str:
     """The JSON type of a value."""
-    if isinstance(value, float):
-        return "integer" if value.is_integer() else "number"
     return _TYPES.get(type(value), "unknown")
 
 
@@ -145,6 +142,7 @@ _TYPES = {
     tuple: "array",
     str: "string",
     bool: "boolean",
+    float: "number",
     int: "integer",
     type(None): "null",
 }
@@ -156,40 +154,54 @@ def _shown(value: Any) -> str:
     return text if len(text) <= 120 else text[:117] + "..."
 
 
-def _unknown_kind(kind: Any, found: str) -> str:
-    return f"does not satisfy `{getattr(kind, 'name', 'schema')}`, found {found}"
+_COUNTED = frozenset({"unexpected", "context"})
+"""Attributes of an error that hold keys or errors of the payload: only their number is told."""
 
 
-_MESSAGES: Mapping[str, Callable[[Any, str], str]] = {
-    "Type": lambda kind, found: f"expected {' or '.join(kind.types)}, found {found}",
-    "Required": lambda kind, found: f"required property {_shown(kind.property)} is missing",
-    "Constant": lambda kind, found: f"expected the constant {_shown(kind.expected_value)}, found another {found}",
-    "Enum": lambda kind, found: f"expected one of {_shown(kind.options)}, found another {found}",
-    "AdditionalProperties": lambda kind, found: f"{len(kind.unexpected)} properties that the schema does not allow",
-    "UnevaluatedProperties": lambda kind, found: f"{len(kind.unexpected)} properties that the schema does not allow",
-    "UnevaluatedItems": lambda kind, found: f"{len(kind.unexpected)} items that the schema does not allow",
-    "AdditionalItems": lambda kind, found: f"more than the {kind.limit} items that the schema allows",
-    "AnyOf": lambda kind, found: f"matches none of the {len(kind.context)} alternatives, found {found}",
-    "OneOfNotValid": lambda kind, found: f"matches none of the {len(kind.context)} alternatives, found {found}",
-    "OneOfMultipleValid": lambda kind, found: f"matches more than one of the {len(kind.context)} alternatives",
-    "Not": lambda kind, found: f"matches what the schema excludes, found {found}",
-    "FalseSchema": lambda kind, found: f"nothing is allowed here, found {found}",
-    "Contains": lambda kind, found: "too few or too many items match `contains`",
-    "Format": lambda kind, found: f"expected the format {_shown(kind.format)}",
-    "Pattern": lambda kind, found: f"expected a string that matches {_shown(kind.pattern)}",
-    "PropertyNames": lambda kind, found: "a property name does not satisfy `propertyNames`",
-    "MaxLength": lambda kind, found: f"expected at most {kind.limit} characters",
-    "MinLength": lambda kind, found: f"expected at least {kind.limit} characters",
-    "MaxItems": lambda kind, found: f"expected at most {kind.limit} items",
-    "MinItems": lambda kind, found: f"expected at least {kind.limit} items",
-    "MaxProperties": lambda kind, found: f"expected at most {kind.limit} properties",
-    "MinProperties": lambda kind, found: f"expected at least {kind.limit} properties",
-    "Maximum": lambda kind, found: f"expected at most {kind.limit}",
-    "Minimum": lambda kind, found: f"expected at least {kind.limit}",
-    "ExclusiveMaximum": lambda kind, found: f"expected less than {kind.limit}",
-    "ExclusiveMinimum": lambda kind, found: f"expected more than {kind.limit}",
-    "MultipleOf": lambda kind, found: f"expected a multiple of {kind.multiple_of}",
-    "UniqueItems": lambda kind, found: "items repeat",
+def _message(kind: Any, found: str) -> str:
+    template = _MESSAGES.get(type(kind).__name__)
+    if template is None:
+        return f"does not satisfy the schema, found {found}"
+    known = {"found": found}
+    for name in kind.__match_args__:
+        value = getattr(kind, name)
+        if name in _COUNTED:
+            known[name] = str(len(value))
+        else:
+            known[name] = " or ".join(value) if name == "types" else _shown(value)
+    return template.format_map(known)
+
+
+_MESSAGES = {
+    "Type": "expected {types}, found {found}",
+    "Required": "required property {property} is missing",
+    "Constant": "expected the constant {expected_value}, found another {found}",
+    "Enum": "expected one of {options}, found another {found}",
+    "AdditionalProperties": "properties that the schema does not allow: {unexpected}",
+    "UnevaluatedProperties": "properties that the schema does not allow: {unexpected}",
+    "UnevaluatedItems": "items that the schema does not allow: {unexpected}",
+    "AdditionalItems": "expected at most {limit} items",
+    "AnyOf": "matches none of the {context} alternatives, found {found}",
+    "OneOfNotValid": "matches none of the {context} alternatives, found {found}",
+    "OneOfMultipleValid": "matches more than one of the {context} alternatives",
+    "Not": "matches what the schema excludes, found {found}",
+    "FalseSchema": "nothing is allowed here, found {found}",
+    "Contains": "too few or too many items match `contains`",
+    "Format": "expected the format {format}, found another {found}",
+    "Pattern": "expected a string that matches {pattern}",
+    "PropertyNames": "a property name does not satisfy `propertyNames`",
+    "MaxLength": "expected at most {limit} characters",
+    "MinLength": "expected at least {limit} characters",
+    "MaxItems": "expected at most {limit} items",
+    "MinItems": "expected at least {limit} items",
+    "MaxProperties": "expected at most {limit} properties",
+    "MinProperties": "expected at least {limit} properties",
+    "Maximum": "expected at most {limit}",
+    "Minimum": "expected at least {limit}",
+    "ExclusiveMaximum": "expected less than {limit}",
+    "ExclusiveMinimum": "expected more than {limit}",
+    "MultipleOf": "expected a multiple of {multiple_of}",
+    "UniqueItems": "items repeat",
 }
 
 
@@ -245,7 +257,7 @@ def _compile(document: Any) -> tuple[str, jsonschema_rs.Validator]:
         draft = known
     _refuse_references(document)
     try:
-        return draft, jsonschema_rs.validator_for(document, retriever=_refuse, pattern_options=_LINEAR)
+        return draft, jsonschema_rs.validator_for(document, retriever=_refuse, pattern_options=_LINEAR, mask="…")
     except jsonschema_rs.ValidationError as error:
         path = "".join("/" + _escape(str(step)) for step in error.instance_path)
         kind = type(error.kind).__name__
@@ -268,7 +280,10 @@ _REFERENCES = ("$ref", "$dynamicRef", "$recursiveRef")
 
 
 def _children(schema: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """The keyword and the subschema, for each subschema. Keywords that no draft knows count: a reference may lead there."""
+    """The keyword and the subschema, for each subschema.
+
+    Keywords that no draft knows count: a reference may lead there.
+    """
     for keyword, value in schema.items():
         if keyword in _LITERAL:
             continue
@@ -371,7 +386,7 @@ def _widest(document: dict[str, Any], schemas: Sequence[dict[str, Any]]) -> int:
                 if isinstance(found, dict):
                     total += applied(found, inner)
         if total > MAX_SUBSCHEMAS:
-            raise SchemaError(f"applies more than {MAX_SUBSCHEMAS} subschemas to one value once references are followed")
+            raise SchemaError(f"applies more than {MAX_SUBSCHEMAS} subschemas to one value, references followed")
         applying[id(schema)] = total
         return total
 
@@ -498,9 +513,9 @@ class Registry:
         """Every subject with its versions, oldest first."""
         return {subject: tuple(versions) for subject, versions in self._subjects.items()}
 
-    def versions(self, subject: str) -> tuple[str, ...]:
+    def versions(self, subject: str | None) -> tuple[str, ...]:
         """The versions of a subject, oldest first; empty where it is not known."""
-        return tuple(self._subjects.get(subject, ()))
+        return () if subject is None else tuple(self._subjects.get(subject, ()))
 
     def schema(self, subject: str | None, version: str | None) -> Schema | None:
         """The schema of a subject and version, None where there is none."""

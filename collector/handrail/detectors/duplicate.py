@@ -1,0 +1,158 @@
+"""One task handed over twice by one sender becomes a finding that says whether the content was the same."""
+
+from collections import OrderedDict
+from collections.abc import Iterable
+from typing import ClassVar
+
+import msgspec
+
+from handrail.detectors import NOTHING, Count, Rule, Seconds, Sight, finding, instant, lasting
+from handrail.event import Event, Finding
+from handrail.schema.registry import Registry
+
+_OUTPUTS = frozenset({"handoff", "write", "publish"})
+_IDS = 32
+"""Event ids remembered for each key, so that an event delivered again is not taken for a second output."""
+
+Key = tuple[str | None, ...]
+
+
+class _Landing(msgspec.Struct, frozen=True, gc=False):
+    at: float
+    id: str
+    digest: str | None
+    attempt: int | None
+    subject: str | None
+    version: str | None
+
+
+class _Task(msgspec.Struct):
+    first: _Landing
+    last: float
+    ids: list[str]
+
+
+class DuplicateParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    within_seconds: Seconds = 86_400.0
+    """Two outputs further apart than this are two tasks that share a name."""
+    keys: Count = 100_000
+
+
+class OutputDuplicate:
+    """The same sender completed the same task of the same workflow towards the same target under two event ids.
+
+    Completed twice is a duplicate whatever the content. Accepted twice (a 202, a task still working) is one only with
+    the same content, because a conversation about a running task is accepted turn by turn; accepted and then
+    completed is one output. Attempts that failed, were refused, timed out or broke off are no outputs: trying again is
+    what a sender should do. An event without task says nothing, and one with neither workflow nor source could be
+    anybody's.
+    """
+
+    kind: ClassVar[str] = "output.duplicate"
+    sees: ClassVar[frozenset[Sight]] = frozenset({"asked", "final"})
+    Params: ClassVar[type[msgspec.Struct]] = DuplicateParams
+
+    def __init__(self, rule: Rule, params: DuplicateParams, registry: Registry) -> None:
+        self._rule, self._within, self._keys = rule, params.within_seconds, params.keys
+        self._enforced = rule.action == "enforce"
+        self._tasks: OrderedDict[Key, _Task] = OrderedDict()
+
+    def observe(self, event: Event) -> Iterable[Finding]:
+        outcome, task = event.outcome, event.task
+        if task is None or event.kind not in _OUTPUTS:
+            return NOTHING
+        if outcome == "asked":
+            return self._asked(event) if self._enforced else NOTHING
+        if outcome == "completed":
+            key: Key = (event.workflow, event.source, task, event.target)
+        elif outcome == "accepted" and event.digest is not None:
+            key = (event.workflow, event.source, task, event.target, event.digest)
+        else:
+            return NOTHING
+        known = self._tasks.get(key)
+        if known is not None:
+            return self._again(event, known)
+        if event.workflow is None and event.source is None:
+            return NOTHING
+        self._tasks[key] = _Task(_landing(event), event.at, [event.id])
+        if len(self._tasks) > self._keys:
+            self._tasks.popitem(last=False)
+        return NOTHING
+
+    def _asked(self, event: Event) -> Iterable[Finding]:
+        """Enforced, so judged before it lands: what landed before is known, what is under way is not."""
+        key: Key = (event.workflow, event.source, event.task, event.target)
+        known = self._tasks.get(key) or self._tasks.get((*key, event.digest))
+        if known is None or event.id in known.ids or abs(event.at - known.last) > self._within:
+            return NOTHING
+        _remember(known, event.id)
+        return (self._found(known.first, _landing(event), event),)
+
+    def _again(self, event: Event, known: _Task) -> Iterable[Finding]:
+        if event.id in known.ids:
+            return NOTHING
+        landing = _landing(event)
+        if event.at - known.last > self._within:
+            known.first, known.last, known.ids = landing, event.at, [event.id]
+            return NOTHING
+        if known.first.at - event.at > self._within:
+            return NOTHING
+        _remember(known, event.id)
+        first = known.first
+        if (landing.at, landing.id) < (first.at, first.id):  # it arrived late: the one that we knew is the repeat
+            known.first = landing
+            return (self._found(landing, first, event),)
+        known.last = max(known.last, event.at)
+        return (self._found(first, landing, event),)
+
+    def _found(self, first: _Landing, second: _Landing, event: Event) -> Finding:
+        same = None if first.digest is None or second.digest is None else first.digest == second.digest
+        content = "content unknown" if same is None else "the same content" if same else "different content"
+        gap = abs(second.at - first.at)
+        repeat = msgspec.structs.replace(
+            event,
+            id=second.id,
+            at=second.at,
+            subject=second.subject,
+            version=second.version,
+            payload=None,
+        )
+        return finding(
+            self._rule,
+            repeat,
+            f"{event.source or 'an unknown agent'} handed task {event.task} to {event.target or 'an unknown agent'} "
+            f"again after {lasting(gap)}, with {content}",
+            evidence={
+                "first": first.id,
+                "first_at": instant(first.at),
+                "gap_seconds": round(gap, 6),
+                "same_content": same,
+                "attempts": [first.attempt, second.attempt],
+            },
+            side="sender",
+            events=(first.id, second.id),
+            same=(content,),
+        )
+
+    def advance(self, now: float) -> Iterable[Finding]:
+        """Forget tasks whose window is over."""
+        tasks, oldest = self._tasks, now - self._within
+        while tasks:
+            key = next(iter(tasks))
+            if not tasks[key].last < oldest:
+                break
+            del tasks[key]
+        return NOTHING
+
+    def __len__(self) -> int:
+        return len(self._tasks)
+
+
+def _landing(event: Event) -> _Landing:
+    return _Landing(event.at, event.id, event.digest, event.attempt, event.subject, event.version)
+
+
+def _remember(known: _Task, event_id: str) -> None:
+    known.ids.append(event_id)
+    if len(known.ids) > _IDS:
+        del known.ids[0]

@@ -1,0 +1,82 @@
+"""A payload that no registered schema can judge becomes a finding, once in a while for each workflow."""
+
+from collections.abc import Iterable
+from typing import ClassVar, Literal
+
+import msgspec
+
+from handrail.detectors import NOTHING, Count, Rule, Seconds, Sight, between, finding
+from handrail.event import Event, Finding
+from handrail.schema.registry import Registry
+
+
+class UnknownParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    of: Literal["version", "subject"] = "version"
+    """`version`: the subject is registered, this version of it is not. `subject`: the subject is not registered."""
+    again_seconds: Seconds = 3600.0
+    """How long one subject and version of one workflow stays quiet after a finding."""
+    even_if_empty: bool = False
+    """Speak although the registry holds nothing at all."""
+    keys: Count = 10_000
+
+
+class SchemaUnknown:
+    """A handoff carries a payload, and the registry has no schema for its subject or its version."""
+
+    kind: ClassVar[str] = "schema.unknown"
+    sees: ClassVar[frozenset[Sight]] = frozenset({"first"})
+    Params: ClassVar[type[msgspec.Struct]] = UnknownParams
+
+    def __init__(self, rule: Rule, params: UnknownParams, registry: Registry) -> None:
+        self._rule, self._params, self._registry = rule, params, registry
+        self._said: dict[tuple[str | None, ...], float] = {}
+
+    def observe(self, event: Event) -> Iterable[Finding]:
+        if event.payload is None or event.kind != "handoff":
+            return NOTHING
+        registry, subject = self._registry, event.subject
+        if registry.schema(subject, event.version) is not None:
+            return NOTHING
+        params = self._params
+        known = registry.versions(subject)
+        if bool(known) != (params.of == "version") or (not len(registry) and not params.even_if_empty):
+            return NOTHING
+        # The workflow is part of the key: one workflow must not silence what another would be told.
+        key = (event.workflow, subject, event.version, *((event.source, event.target) if subject is None else ()))
+        said = self._said.pop(key, None)
+        if said is not None and abs(event.at - said) < params.again_seconds:
+            self._said[key] = said
+            return NOTHING
+        self._said[key] = event.at
+        if len(self._said) > params.keys:
+            del self._said[next(iter(self._said))]
+        what = (
+            f"{subject}@{event.version}"
+            if known
+            else f"subject {subject}"
+            if subject
+            else "it: the subject is not known"
+        )
+        return (
+            finding(
+                self._rule,
+                event,
+                f"payload from {between(event)} was not checked: the registry has no schema for {what}",
+                evidence={"missing": params.of, "known_versions": list(known)},
+                side="sender" if known else "unknown",
+                same=(event.version,) if known else (),
+            ),
+        )
+
+    def advance(self, now: float) -> Iterable[Finding]:
+        """Forget what may be said again anyway."""
+        said, oldest = self._said, now - self._params.again_seconds
+        while said:
+            key = next(iter(said))
+            if said[key] > oldest:
+                break
+            del said[key]
+        return NOTHING
+
+    def __len__(self) -> int:
+        return len(self._said)
