@@ -8,7 +8,13 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import msgspec
 
+from handrail.config import Config
 from handrail.dialects import Asked, Reader
+from handrail.dialects.a2a import A2a
+from handrail.dialects.cloudevents import CloudEvents
+from handrail.dialects.custom import Custom
+from handrail.dialects.envelope import Envelope
+from handrail.dialects.http import Http
 from handrail.event import Decision, Event, Fault, Finding, Refusal, digest_of
 from handrail.rules import Watch
 from handrail.schema.registry import Registry
@@ -177,3 +183,53 @@ def refusal_in(decisions: Iterable[Decision]) -> Refusal | None:
         if decision.refusal is not None:
             return decision.refusal
     return None
+
+
+def build(config: Config, registry: Registry, watches: Sequence[Watch], file: str = "configuration") -> Inspector:
+    """The reader of every dialect in front of a pipeline. `file` names the configuration in errors.
+
+    The operator's own dialects come first, then those that headers or a method give away, then what any JSON may be.
+    Raises ConfigError naming the key of a JMESPath that is wrong.
+    """
+    own = [Custom(entry, f"custom[{index}]", file) for index, entry in enumerate(config.custom)]
+    reader = Reader([*own, CloudEvents(), A2a(), Envelope(config.envelope, file)], Http())
+    return Inspector(reader, Pipeline(watches, registry))
+
+
+def replay_exchanges(exchanges: Iterable[Exchange], inspector: Inspector) -> Iterator[Decision]:
+    """Recorded exchanges through the steps of live traffic: each opens and closes at its own instant.
+
+    Time passes up to each instant before it is looked at, and no further than the last one: a deadline that was still
+    open when the recording ended was not missed in it.
+    """
+    steps: list[tuple[float, Exchange, bool]] = []
+    for exchange in exchanges:
+        opened = exchange.request.end or exchange.request.at
+        steps.append((opened, exchange, True))
+        steps.append((max(opened, exchange.ended), exchange, False))
+    steps.sort(key=lambda step: step[0])  # stable: equal instants keep the order of the recording
+    asked: dict[int, Asked] = {}
+    now: float | None = None
+    for at, exchange, is_open in steps:
+        if at != now:
+            now = at
+            yield from _told(inspector.advance(now))
+        if is_open:
+            asked[id(exchange)], decisions = inspector.open(exchange)
+            yield from decisions
+        else:
+            yield from inspector.close(exchange, asked.pop(id(exchange)))
+
+
+def replay_events(events: Iterable[Event], inspector: Inspector) -> Iterator[Decision]:
+    """Recorded events in the order of their instants, each observed whole; time passes as in `replay_exchanges`."""
+    now: float | None = None
+    for event in sorted(events, key=lambda event: event.at):
+        if event.at != now:
+            now = event.at
+            yield from _told(inspector.advance(now))
+        yield inspector.pipeline.observe(event)
+
+
+def _told(decision: Decision) -> tuple[Decision, ...]:
+    return (decision,) if decision.findings or decision.faults else ()

@@ -2,16 +2,18 @@
 
 A dialect reads an exchange in two steps, because a call must be seen while it is open: `ask` reads the request half (a
 deadline starts to run, an enforced rule decides), `answer` completes the same events with the reply. The first dialect
-that claims a request reads its reply; `http` claims what nobody else does, so one exchange is always at least one event.
+that claims a request reads its reply; `http` claims what nobody else does: an exchange is always at least one event.
 """
 
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Protocol
+from typing import Any, Protocol
+from urllib.parse import unquote
 
 import msgspec
 
-from handrail.event import Event, Fault, Outcome
-from handrail.wire import Exchange
+from handrail.event import Channel, Confidence, Event, Fault, Kind, Outcome, seconds
+from handrail.wire import Body, Exchange
 
 Asked = tuple["Dialect", tuple[Event, ...]]
 
@@ -95,6 +97,184 @@ def outcome_of(exchange: Exchange) -> Outcome:
     if status < 500:
         return "timeout" if status == 408 else "rejected"
     return "timeout" if status == 504 else "failed"
+
+
+NAME_LENGTH = 512
+"""Names and ids are cut to this many characters: they become keys that are kept."""
+
+_INT64 = range(-(2**63), 2**63)
+
+
+def text(value: object) -> str | None:
+    """What may stand for a name or an id: a string that is not empty, or a whole number. None for anything else."""
+    if type(value) is str:
+        return value[:NAME_LENGTH] or None
+    if type(value) is int:
+        return str(value) if value in _INT64 else None
+    if type(value) is float and value.is_integer():
+        return str(int(value))
+    return None
+
+
+def whole(value: object) -> int | None:
+    """A count: a whole number from 0 to 2⁶³-1, also written as a float (protobuf does) or in digits."""
+    is_digits = type(value) is str and value.isascii() and value.isdigit() and len(value) < 20
+    if is_digits or (type(value) is float and value.is_integer()):
+        value = int(value)  # type: ignore[call-overload]
+    return value if type(value) is int and 0 <= value < 2**63 else None
+
+
+def state(value: object) -> int | str | None:
+    """A state version: a whole number where it is one, else its text."""
+    if type(value) is float and value.is_integer():
+        value = int(value)
+    if type(value) is int:
+        return value if value in _INT64 else str(value)
+    return text(value)
+
+
+def instant(value: object) -> float | None:
+    """RFC 3339, or seconds since the epoch; None for anything else."""
+    if type(value) not in (str, int, float):
+        return None
+    try:
+        return seconds(value)  # type: ignore[arg-type]
+    except (ValueError, OverflowError):
+        return None
+
+
+def schema_named(value: object) -> tuple[str | None, str | None]:
+    """`subject@version`, or a URI that ends in `<subject>/<version>` or `<subject>/<version>.json`, to both.
+
+    A version in a URI begins with a digit, or `v` and a digit: a dialect's `…/draft/2020-12/schema` names none.
+    """
+    if type(value) is not str:
+        return None, None
+    if "/" in value:
+        named = _SCHEMA_URI.search(value)
+        return (unquote(named[1])[:NAME_LENGTH], named[2][:NAME_LENGTH]) if named else (None, None)
+    subject, _, version = value.rpartition("@")
+    return (text(subject), text(version)) if subject else (None, None)
+
+
+_SCHEMA_URI = re.compile(r"(?:^|/)([^/?#]+)/(v?[0-9][\w.+-]*?)(?:\.json)?#?\Z")
+_TRACEPARENT = re.compile(rb"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})([0-9a-f]{16})-[0-9a-f]{2}(?:-|\Z)")
+_BAGGAGE_KEYS = (b"handrail-workflow", b"workflow")
+
+
+def trace_of(traceparent: bytes) -> tuple[str | None, str | None]:
+    """W3C `traceparent` to trace id and parent id; (None, None) where it is not one."""
+    match = _TRACEPARENT.match(traceparent)
+    return (match[1].decode(), match[2].decode()) if match else (None, None)
+
+
+def _workflow_in_baggage(baggage: bytes) -> str | None:
+    if b"workflow" not in baggage:
+        return None
+    members: dict[bytes, bytes] = {}
+    for member in baggage.split(b","):
+        key, _, value = member.partition(b";")[0].partition(b"=")
+        members.setdefault(key.strip(), value.strip())
+    for key in _BAGGAGE_KEYS:
+        if members.get(key):
+            return text(unquote(members[key].decode("latin-1")))
+    return None
+
+
+def _header(value: bytes) -> str | None:
+    return text(value.decode("utf-8", "replace").strip())
+
+
+def place_of(exchange: Exchange) -> str:
+    """Method and path, as the operation of a request that names none. Queries stay out: they carry secrets."""
+    request = exchange.request
+    return f"{request.method} {request.target.partition('?')[0][:NAME_LENGTH]}"
+
+
+def begin(
+    exchange: Exchange,
+    protocol: str,
+    operation: str | None,
+    said: Mapping[str, Any],
+    body: Body,
+    *,
+    payload: Any = None,
+    kind: Kind = "handoff",
+    channel: Channel = "call",
+    number: int | None = None,
+) -> Event:
+    """The asked event of a request. `said` is what the body says, by the names of Event's fields.
+
+    Headers win over the body, the body over the route. `handrail-workflow`, `-task`, `-attempt`, `-deadline` and
+    `-schema` are the caller's own words to us; then baggage; then the body; a trace id stands for a workflow where
+    nothing better does. `number` tells apart the events of one exchange.
+    """
+    request, route = exchange.request, exchange.route
+    headers = request.headers
+    get = said.get
+    workflow, task, attempt, deadline = get("workflow"), get("task"), get("attempt"), get("deadline")
+    subject, version = get("subject"), get("version")
+    trace_id, span_id = get("trace_id"), get("span_id")
+    if (value := headers.get(b"traceparent")) is not None:
+        traced = trace_of(value)
+        if traced[0] is not None:
+            trace_id, span_id = traced
+    if (value := headers.get(b"handrail-workflow")) is not None:
+        workflow = _header(value) or workflow
+    elif (value := headers.get(b"baggage")) is not None:
+        workflow = _workflow_in_baggage(value) or workflow
+    if workflow is None:
+        workflow = trace_id
+    if (value := headers.get(b"handrail-task")) is not None:
+        task = _header(value) or task
+    if (value := headers.get(b"handrail-attempt")) is not None:
+        tried = whole(_header(value))
+        attempt = attempt if tried is None else tried
+    if (value := headers.get(b"handrail-deadline")) is not None:
+        due = instant(_header(value))
+        deadline = deadline if due is None else due
+    if body.reason is not None and body.reason != "duplicate_key":
+        payload = None
+    if (value := headers.get(b"handrail-schema")) is not None and (named := _header(value)) is not None:
+        subject, version = schema_named(named) if "@" in named else (named, None)
+    elif type(payload) is dict:
+        if subject is None and "$schema" in payload:
+            subject, version = schema_named(payload["$schema"])
+        if version is None and "schema_version" in payload:
+            version = text(payload["schema_version"])
+    source, target = get("source"), get("target")
+    confidence: Confidence | None = "exact"
+    if source is None or target is None:
+        source, target = source or route.source, target or route.target
+        confidence = None if source is None or target is None else "inferred"
+    return Event(
+        kind=kind,
+        id=exchange.id if number is None else f"{exchange.id}.{number}",
+        at=request.end or request.at,
+        workflow=workflow,
+        task=task,
+        attempt=attempt,
+        source=source,
+        target=target,
+        channel=channel,
+        protocol=protocol,
+        operation=operation,
+        outcome="asked",
+        confidence=confidence,
+        side=route.side,
+        subject=subject,
+        version=version,
+        payload=payload,
+        payload_bytes=request.size if number is None else None,
+        digest=get("digest"),
+        tokens=get("tokens"),
+        state_version=get("state_version"),
+        agent_version=get("agent_version"),
+        trace_id=trace_id,
+        span_id=span_id,
+        deadline=deadline,
+        uninspected=body.reason if request.size else None,
+    )
 
 
 def complete(event: Event, exchange: Exchange, **fields: object) -> Event:

@@ -4,7 +4,6 @@ The bytes that travel are never touched; this reads a copy. Reasons are a closed
 """
 
 import json
-import re
 import zlib
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -113,8 +112,18 @@ def _brotli(raw: bytes, limit: int) -> bytes:
 
 
 def _zstd(raw: bytes, limit: int) -> bytes:
-    with zstandard.ZstdDecompressor(max_window_size=1 << 27).stream_reader(raw, read_across_frames=False) as reader:
-        return reader.read(limit + 1)
+    decompressor = zstandard.ZstdDecompressor(max_window_size=1 << 27)
+    with decompressor.stream_reader(raw, read_across_frames=False) as reader:
+        out = reader.read(limit + 1)
+    if len(out) > limit:
+        return out
+    # The reader ends in silence where a frame is cut, and the object that notices has no limit on its output: so the
+    # first pass proves that the output is small, and the second that it is whole.
+    whole = decompressor.decompressobj()
+    out = whole.decompress(raw)
+    if not whole.eof or whole.unused_data:
+        raise EOFError("truncated, or followed by something else")
+    return out
 
 
 _DECODERS: Mapping[bytes, Callable[[bytes, int], bytes]] = {
@@ -125,7 +134,9 @@ _DECODERS: Mapping[bytes, Callable[[bytes, int], bytes]] = {
     b"zstd": _zstd,
 }
 
-_LONG_NUMBER = re.compile(rb"[0-9]{17}")
+_DIGITS_AS_ZERO = bytes(48 if 48 <= byte <= 57 else byte for byte in range(256))
+_WRITE_DEPTH = 254
+"""Deeper than this orjson reads (to 1,024) but does not write."""
 
 
 def parse(raw: bytes, depth: int) -> Body:
@@ -137,18 +148,18 @@ def parse(raw: bytes, depth: int) -> Body:
     """
     if raw.startswith(b"\xef\xbb\xbf"):
         raw = raw[3:]  # RFC 8259 8.1: a reader may ignore a byte order mark
-    if raw.count(b"{") + raw.count(b"[") > depth and _too_deep(raw, depth):
-        return Body(reason="too_deep")
     try:
         value = orjson.loads(raw)
-        again = orjson.dumps(value)
-    except (orjson.JSONDecodeError, orjson.JSONEncodeError, RecursionError):
-        return Body(reason="invalid_json")
+    except orjson.JSONDecodeError as error:
+        return Body(reason="too_deep" if "depth" in str(error) else "invalid_json")
+    if raw.count(b"{") + raw.count(b"[") > depth and _deeper_than(raw, min(depth, _WRITE_DEPTH)):
+        return Body(reason="too_deep")
+    again = orjson.dumps(value)
     if again == raw:
         return Body(value)
-    if _LONG_NUMBER.search(raw) is not None:
+    if _has_long_number(raw):
         try:
-            value = json.loads(raw, parse_constant=_refuse)
+            value = json.loads(raw)
         except (ValueError, RecursionError):
             return Body(reason="invalid_json")
     if _repeats_a_key(raw, again):
@@ -156,22 +167,35 @@ def parse(raw: bytes, depth: int) -> Body:
     return Body(value)
 
 
-def _refuse(name: str) -> Any:
-    raise ValueError(name)
+def _has_long_number(raw: bytes) -> bool:
+    """Whether 17 digits stand in a row, past which a number may not survive as a float or a 64-bit integer.
+
+    Every such run has four digits at distances of four, so a quarter of the text is looked at first: 2 µs for 4 KB
+    where a regular expression takes 80.
+    """
+    if b"0000" not in raw[::4].translate(_DIGITS_AS_ZERO):
+        return False
+    return b"0" * 17 in raw.translate(_DIGITS_AS_ZERO)
 
 
-def _too_deep(raw: bytes, depth: int) -> bool:
-    """Whether brackets outside strings nest deeper than `depth`. Runs before parsing, over text of any validity."""
-    level = 0
-    for token in re.finditer(rb'"(?:[^"\\]|\\.)*"|[\[{]|[\]}]', raw):
-        first = raw[token.start()]
-        if first in b"[{":
-            level += 1
-            if level > depth:
-                return True
-        elif first in b"]}":
-            level -= 1
-    return False
+_BRACKETS = bytes.maketrans(b"[]", b"{}")
+_NOT_BRACKETS = bytes(byte for byte in range(256) if byte not in b"{}[]")
+
+
+def _deeper_than(raw: bytes, depth: int) -> bool:
+    """Whether valid JSON nests deeper than `depth`.
+
+    Strings are cut out, what is left is reduced to its brackets, and each pass removes the innermost pair of every
+    chain: all in C, so that a body with thousands of small objects does not pay for a walk over its tokens.
+    """
+    if b"\\" in raw:
+        raw = raw.replace(b"\\\\", b"").replace(b'\\"', b"")
+    nest = b"".join(raw.split(b'"')[::2]).translate(_BRACKETS, _NOT_BRACKETS)
+    for _ in range(depth):
+        if not nest:
+            return False
+        nest = nest.replace(b"{}", b"")
+    return bool(nest)
 
 
 def _repeats_a_key(raw: bytes, again: bytes) -> bool:
