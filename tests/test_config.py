@@ -59,14 +59,14 @@ def test_values_land_in_their_places() -> None:
         ("agnet: x", "agnet: unknown key; did you mean agent?"),
         ("limits: {conections: 1}", "limits.conections: unknown key; did you mean connections?"),
         ("custom: [{name: x, soruce: y}]", "custom[0].soruce: unknown key; did you mean source?"),
-        ("schemas: {zzz: 1}", "schemas.zzz: unknown key; there is directory, edges, poll_seconds"),
+        ("schemas: {zzz: 1}", "schemas.zzz: unknown key; known are directory, edges, poll_seconds"),
         ("routes: [{upstream: 'http://a'}]", "routes[0].listen: is missing"),
         ("limits: {connections: many}", "limits.connections: must be a whole number, not text"),
         ("agent: [a]", "agent: must be text, not a list"),
         ("routes: {listen: a}", "routes: must be a list, not a mapping of keys"),
         ("- a", "must be a mapping of keys, not a list"),
         ("1: 2", "has a key that is not text; put it in quotation marks"),
-        ("log_level: loud", "log_level: 'loud' is not known; it is one of debug, info, warning, error"),
+        ("log_level: loud", "log_level: 'loud' is not known; known are debug, info, warning, error"),
         ("log_level: warn", "log_level: 'warn' is not known; did you mean warning?"),
         ("log_level: 7", "log_level: must be text, not a whole number"),
         ("limits: {header_bytes: 0}", "limits.header_bytes: must be more than 0"),
@@ -90,6 +90,11 @@ def test_values_land_in_their_places() -> None:
             "routes[1].listen: :1 is already taken by routes[0].listen",
         ),
         ("custom: [{name: a}, {name: a}]", "custom[1].name: a is there twice; names are how routes choose dialects"),
+        ("custom: [{name: a2a}]", "custom[0].name: a2a is a built-in dialect; choose another name"),
+        (
+            "routes: [{listen: ':1', upstream: 'http://a', dialects: [custom, a2b]}]\ncustom: [{name: custom}]",
+            "routes[0].dialects[1]: 'a2b' is not known; did you mean a2a?",
+        ),
         ("clickhouse: {database: 'a b'}", "clickhouse.database: must be a plain name: letters, digits and _"),
         (
             "schemas: {edges: [{source: a}]}",
@@ -195,10 +200,10 @@ def test_convert_puts_the_place_before_the_key() -> None:
 
 @pytest.mark.parametrize(
     ("text", "address"),
-    [("127.0.0.1:80", ("127.0.0.1", 80)), (":80", ("0.0.0.0", 80)), ("[::1]:80", ("::1", 80)), ("a:0", ("a", 0))],
+    [("127.0.0.1:80", ("127.0.0.1", 80)), (":80", ("127.0.0.1", 80)), ("[::1]:80", ("::1", 80)), ("a:0", ("a", 0))],
 )
 def test_listen_addresses_are_read(text: str, address: tuple[str, int]) -> None:
-    """Host and port, with brackets around IPv6 and no host for every interface."""
+    """Host and port, with brackets around IPv6 and loopback where no host is named: nothing is opened to the network by omission."""
     assert listen_address(text) == address
 
 

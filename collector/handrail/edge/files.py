@@ -1,4 +1,4 @@
-"""Files become the plain values that the core loads: schema directories, rule packs, recordings."""
+"""Files become what the core loads from them: schema directories a Registry, rule files packs."""
 
 import os
 import re
@@ -7,6 +7,10 @@ from importlib import resources
 from pathlib import Path
 
 import handrail
+from handrail import rules
+from handrail.config import Config, ConfigError
+from handrail.rules import Pack
+from handrail.schema.registry import Registry
 
 MAX_SCHEMA_BYTES = 1_048_576
 """How much of a schema file is read; the registry's own limit is lower and says so better."""
@@ -147,6 +151,33 @@ def decoded(raw: bytes, file: str) -> str:
     except UnicodeDecodeError as error:
         line = raw.count(b"\n", 0, error.start) + 1
         raise Unreadable([f"{file}: line {line}: is not UTF-8 text"]) from None
+
+
+def load_registry(config: Config) -> Registry:
+    """The schemas of a configuration. Raises Unreadable with every file that is wrong."""
+    registry = Registry(config.schemas.edges)
+    directory = config.schemas.directory
+    if directory is not None:
+        problems = registry.load(read_schemas(directory))
+        if problems:
+            raise Unreadable([f"{Path(directory) / problem.file}: {problem.reason}" for problem in problems])
+    return registry
+
+
+def load_packs(config: Config) -> list[Pack]:
+    """The rule packs of a configuration, the built-in ones first. Raises Unreadable with what is wrong in each file."""
+    packs: list[Pack] = []
+    problems: list[str] = []
+    written = [(name, text, True) for name, text in (builtin_packs() if config.rules.builtin else ())]
+    written += [(name, text, False) for name, text in read_packs(config.rules.files)]
+    for name, text, builtin in written:
+        try:
+            packs.append(rules.load(text, name, builtin=builtin))
+        except ConfigError as error:
+            problems.append(str(error))
+    if problems:
+        raise Unreadable(problems)
+    return packs
 
 
 _DURATION = re.compile(r"([0-9]+(?:\.[0-9]+)?)(ms|s|m|h|d)")
