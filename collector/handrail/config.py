@@ -146,6 +146,8 @@ class ClickHouseConfig(_Config, frozen=True):
     batch_bytes: int = 4_194_304
     batch_seconds: float = 5.0
     queue_rows: int = 100_000
+    queue_bytes: int = 33_554_432
+    """Rows wait in memory; what would pass either limit is dropped and counted."""
     retry_seconds: float = 0.5
     retry_limit_seconds: float = 30.0
     ttl_days: int = 30
@@ -295,14 +297,23 @@ def problems(config: Config) -> Iterator[tuple[str, str]]:
         key = f"custom[{index}]"
         if not custom.name:
             yield f"{key}.name", "must not be empty"
+        elif custom.name in DIALECTS:
+            yield f"{key}.name", f"{custom.name} is a built-in dialect; choose another name"
         elif custom.name in names:
             yield f"{key}.name", f"{custom.name} is there twice; names are how routes choose dialects"
         names.add(custom.name)
         yield from _bad_expressions(key, custom, EXPRESSIONS)
+    for index, route in enumerate(config.routes):
+        for at, name in enumerate(route.dialects):
+            if name not in names and name not in DIALECTS:
+                yield f"routes[{index}].dialects[{at}]", f"{name!r} is not known{_near(name, (*DIALECTS, *names))}"
     for index, edge in enumerate(config.schemas.edges):
         if not edge.subject:
             yield f"schemas.edges[{index}].subject", "must say which schema applies; schemas are found by subject"
 
+
+DIALECTS = ("cloudevents", "a2a", "envelope", "http")
+"""The built-in dialects, by the names that routes choose them by."""
 
 EXPRESSIONS = (
     "when",
@@ -337,12 +348,12 @@ def _not_positive(struct: msgspec.Struct, path: str) -> Iterator[tuple[str, str]
 
 
 def listen_address(text: str) -> tuple[str, int]:
-    """`host:port`, `[::1]:port` or `:port` (every interface) to host and port. Raises ValueError that says how."""
+    """`host:port`, `[::1]:port` or `:port` (loopback) to host and port. Raises ValueError that says how."""
     host, colon, port = text.rpartition(":")
     bare = host.removeprefix("[").removesuffix("]")
     if not colon or not port.isascii() or not port.isdigit() or int(port) > 65_535 or (":" in bare and host == bare):
         raise ValueError(f"{text!r} is not an address; write host:port, such as 127.0.0.1:8080")
-    return bare or "0.0.0.0", int(port)  # noqa: S104  asked for by leaving the host out
+    return bare or "127.0.0.1", int(port)
 
 
 def _bad_listen(key: str, text: str, taken: dict[str, str]) -> Iterator[tuple[str, str]]:
@@ -477,20 +488,23 @@ def _explain(problem: str, key: str, value: Any, into: Any) -> tuple[str, str]:
     steps = _steps(key)
     if unknown := re.fullmatch(r"Object contains unknown field `(.+)`", problem):
         name, known = unknown.group(1), [field.encode_name for field in _fields(_type_at(into, steps))]
-        near = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
-        hint = f"did you mean {near[0]}?" if near else f"there is {', '.join(known)}"
-        return (f"{key}.{name}" if key else name), f"unknown key; {hint}"
+        return (f"{key}.{name}" if key else name), f"unknown key{_near(name, known)}"
     if absent := re.fullmatch(r"Object missing required field `(.+)`", problem):
         return (f"{key}.{absent.group(1)}" if key else absent.group(1)), "is missing"
     if problem.startswith("Invalid enum value"):
         allowed = [str(choice) for choice in _choices(_type_at(into, steps))]
-        near = difflib.get_close_matches(str(_value_at(value, steps)), allowed, n=1, cutoff=0.6)
-        hint = f"did you mean {near[0]}?" if near else f"it is one of {', '.join(allowed)}"
-        return key, f"{_value_at(value, steps)!r} is not known; {hint}"
+        found = _value_at(value, steps)
+        return key, f"{found!r} is not known{_near(str(found), allowed)}"
     if wrong := re.fullmatch(r"Expected `(.+)`, got `(.+)`", problem):
         wanted = [_TYPES.get(name, name) for name in wrong.group(1).split(" | ") if name != "null"]
         return key, f"must be {' or '.join(wanted)}, not {_TYPES.get(wrong.group(2), wrong.group(2))}"
     return key, problem[:1].lower() + problem[1:]
+
+
+def _near(name: str, known: Sequence[str]) -> str:
+    """The way out of a name that is not known: the nearest one that is, or all of them."""
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+    return f"; did you mean {near[0]}?" if near else f"; known are {', '.join(known)}"
 
 
 def _steps(key: str) -> list[str | int]:

@@ -1,0 +1,433 @@
+"""Events and findings become rows in ClickHouse: a bounded queue, sealed batches, and attempts until one is confirmed.
+
+    put ─▶ line ─▶ open batch ─▶ sealed batch ─▶ one attempt at a time ─▶ stored
+           (at once)  rows, bytes, age            busy: again later; refused: bisected, or kept
+
+A batch is sealed (bytes frozen, token taken from them) before its first attempt, and every attempt sends the same bytes
+under the same token: clickhouse-connect repeats an insert by itself when the connection is lost, so do we, and the
+server tells the copies by the token. Rows wait in memory only; what does not fit is dropped, newest first, and counted.
+"""
+
+import asyncio
+import contextlib
+import logging
+import queue
+import random
+import re
+import threading
+from collections import deque
+from collections.abc import Callable
+from functools import partial
+from time import perf_counter
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from urllib.parse import parse_qsl, unquote, urlsplit
+
+import msgspec
+import xxhash
+
+from handrail.config import ClickHouseConfig
+from handrail.edge.metrics import Metrics
+from handrail.event import Event, Fault, Finding
+
+if TYPE_CHECKING:
+    from handrail.edge.database import Database
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+Reason = Literal["data", "schema", "auth", "client"]
+
+
+class Busy(Exception):
+    """Not now: send the same batch again, after `retry_after` seconds where the server said so."""
+
+    def __init__(self, problem: str, retry_after: float | None = None) -> None:
+        super().__init__(problem)
+        self.retry_after = retry_after
+
+
+class Refused(Exception):
+    """Not like this. `data`: a row is at fault. `schema`, `auth`, `client`: the rows are good, the rest is not."""
+
+    def __init__(self, reason: Reason, problem: str) -> None:
+        super().__init__(problem)
+        self.reason: Reason = reason
+
+
+class Batch(msgspec.Struct, frozen=True):
+    """JSON lines for one table, frozen. Equal bytes have equal tokens, and only they."""
+
+    table: str
+    body: bytes
+    rows: int
+    token: str
+
+    @classmethod
+    def seal(cls, table: str, body: bytes, rows: int) -> "Batch":
+        return cls(table, body, rows, f"{table}-{xxhash.xxh3_128_hexdigest(body)}")
+
+    def halves(self) -> tuple["Batch", "Batch"]:
+        """Two batches that are this one; it has two rows at least."""
+        lines = self.body.splitlines(keepends=True)
+        middle = len(lines) // 2
+        first, second = lines[:middle], lines[middle:]
+        return (
+            Batch.seal(self.table, b"".join(first), len(first)),
+            Batch.seal(self.table, b"".join(second), len(second)),
+        )
+
+
+class Target(msgspec.Struct, frozen=True):
+    """Where a DSN points. `parameters` are those of its query: `ca_file`, and settings of ClickHouse."""
+
+    scheme: Literal["chdb", "http", "https"]
+    host: str
+    port: int
+    username: str
+    password: str
+    database: str
+    parameters: dict[str, str]
+
+    def __repr__(self) -> str:
+        return f"Target({self.scheme}://{self.host})"
+
+
+_SCHEMES: dict[str, tuple[Literal["chdb", "http", "https"], int]] = {
+    "chdb": ("chdb", 0),
+    "clickhouse": ("http", 8123),
+    "http": ("http", 8123),
+    "clickhouses": ("https", 8443),
+    "https": ("https", 8443),
+}
+
+
+def target_of(dsn: str, database: str) -> Target:
+    """A DSN to its parts; a database in its path goes before `database`. Raises ValueError, never with the password."""
+    try:
+        parts = urlsplit(dsn)
+        port = parts.port
+    except ValueError:
+        raise ValueError("clickhouse.dsn: is not a URL") from None
+    if parts.scheme not in _SCHEMES:
+        known = ", ".join(f"{scheme}://" for scheme in _SCHEMES)
+        raise ValueError(f"clickhouse.dsn: must begin with one of {known}")
+    scheme, usual_port = _SCHEMES[parts.scheme]
+    if scheme != "chdb":
+        if not parts.hostname:
+            raise ValueError("clickhouse.dsn: names no host")
+        database = unquote(parts.path.strip("/")) or database
+    if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", database):
+        raise ValueError(f"clickhouse.database: {database!r} is not a plain name (letters, digits, _)")
+    return Target(
+        scheme,
+        parts.hostname or "",
+        port or usual_port,
+        unquote(parts.username or ""),
+        unquote(parts.password or ""),
+        database,
+        dict(parse_qsl(parts.query)),
+    )
+
+
+class _Open:
+    """Lines that are not sealed yet."""
+
+    __slots__ = ("body", "rows")
+
+    def __init__(self) -> None:
+        self.body = bytearray()
+        self.rows = 0
+
+
+class ClickHouseSink:
+    """Takes records on the event loop and writes them from one background thread, with the blocking client."""
+
+    def __init__(self, config: ClickHouseConfig, metrics: Metrics, *, payloads: bool) -> None:
+        """Raises ValueError where the DSN or the database name cannot be one; the message never holds the password."""
+        target_of(config.dsn or "", config.database)
+        self._config = config
+        self._metrics = metrics
+        self._payloads = payloads
+        self._encode = msgspec.json.Encoder(enc_hook=str).encode
+        self._open = {"event": _Open(), "finding": _Open()}
+        self._sealed: deque[Batch] = deque()
+        self._rows = 0
+        self._bytes = 0
+        self._wake = asyncio.Event()
+        self._closing = asyncio.Event()
+        self._closed = False
+        self._task: asyncio.Task[None] | None = None
+        self._thread: _Thread | None = None
+        self._database: Database | None = None
+        self.state = "starting"
+        """For people: `writing`, `busy: …` or `refused (reason): …`."""
+        metrics.watch("handrail_sink_queue_rows", lambda: self._rows)
+        metrics.watch("handrail_sink_queue_bytes", lambda: self._bytes)
+        metrics.gauge("handrail_sink_queue_limit_rows", config.queue_rows)
+        metrics.gauge("handrail_sink_up", 0)
+
+    @property
+    def queued(self) -> int:
+        """Rows that are not confirmed yet."""
+        return self._rows
+
+    def put(self, record: Event | Finding) -> None:
+        """Takes a record: on the event loop, at once, and without raising.
+
+        It becomes its row here, so that no parsed payload stays in memory behind the queue.
+        """
+        config = self._config
+        if self._closed or self._rows >= config.queue_rows or self._bytes >= config.queue_bytes:
+            self._metrics.dropped("closed" if self._closed else "queue_full", False)
+            return
+        try:
+            line = self._line(record)
+        except (TypeError, ValueError, OverflowError, RecursionError):
+            cleaned = self._cleaned(record)
+            if cleaned is None:
+                return
+            line = cleaned
+        size = len(line) + 1
+        if self._bytes + size > config.queue_bytes:
+            self._metrics.dropped("queue_full", False)
+            return
+        table = "event" if type(record) is Event else "finding"
+        rows = self._open[table]
+        rows.body += line
+        rows.body += b"\n"
+        rows.rows += 1
+        self._rows += 1
+        self._bytes += size
+        if rows.rows >= config.batch_rows or len(rows.body) >= config.batch_bytes:
+            self._seal(table)
+            self._wake.set()
+        elif rows.rows == 1:
+            self._wake.set()
+
+    def _line(self, record: Event | Finding) -> bytes:
+        # ClickHouse cuts a number of seconds off after the microsecond where everything else here rounds, so it is
+        # rounded first. At this size of number a float holds microseconds exactly as far as its shortest text shows.
+        at = round(record.at, 6)
+        if type(record) is not Event:
+            return self._encode(msgspec.structs.replace(record, at=at))
+        if self._payloads:
+            row = msgspec.structs.replace(record, at=at)
+        else:
+            row = msgspec.structs.replace(record, at=at, payload=None, reply=None)
+        if row.deadline is not None:
+            row = msgspec.structs.replace(row, deadline=round(row.deadline, 6))
+        return self._encode(row)
+
+    def _cleaned(self, record: Event | Finding) -> bytes | None:
+        """A record that is not JSON (a lone surrogate, a number past 64 bits), without what cannot be written."""
+        changes: dict[str, Any] = {"payload": None, "reply": None} if isinstance(record, Event) else {"evidence": {}}
+        for name in record.__struct_fields__:
+            value = getattr(record, name)
+            if isinstance(value, str):
+                changes[name] = value.encode("utf-8", "replace").decode()
+            elif name == "events":
+                changes[name] = tuple(item.encode("utf-8", "replace").decode() for item in value)
+            elif isinstance(value, int) and not -(2**63) <= value < 2**63:
+                changes[name] = str(value) if name in ("status", "state_version") else None
+        try:
+            line = self._line(msgspec.structs.replace(record, **changes))
+        except (TypeError, ValueError, OverflowError, RecursionError):
+            self._metrics.dropped("unencodable", False)
+            return None
+        self._metrics.fault(Fault(component="clickhouse", reason="cleaned"))
+        return line
+
+    def _seal(self, table: str) -> None:
+        rows = self._open[table]
+        if rows.rows:
+            self._sealed.append(Batch.seal(table, bytes(rows.body), rows.rows))
+            self._open[table] = _Open()
+
+    async def start(self) -> None:
+        """Begins to connect and write in the background; returns at once, whether or not there is a server."""
+        self._thread = _Thread()
+        self._task = asyncio.create_task(self._run(), name="clickhouse")
+
+    async def close(self, flush_seconds: float = 5.0) -> None:
+        """Writes what waits, for so long at most; the rest is counted as dropped. A batch in flight then counts too."""
+        if self._closed:
+            return
+        self._closed = True
+        self._closing.set()
+        self._wake.set()
+        if self._task is not None:
+            await asyncio.wait((self._task,), timeout=flush_seconds)
+            self._task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._task
+        if self._rows:
+            self._metrics.dropped("shutdown", False, self._rows)
+            log.warning("%d rows for ClickHouse were given up at shutdown", self._rows)
+        if self._thread is not None:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._thread.call(self._disconnect), 1.0)
+            self._thread.stop()
+        self.state = "closed"
+
+    async def write(self, batch: Batch) -> None:
+        """One attempt. Raises Busy or Refused."""
+        await self._ask(lambda: self._connect().insert(batch))
+
+    async def _ask(self, order: Callable[[], object]) -> None:
+        if self._thread is None:
+            raise RuntimeError("write before start")
+        await self._thread.call(order)
+
+    def _connect(self) -> "Database":
+        """In the thread: the client is imported here, because that takes longer than being ready may."""
+        if self._database is None:
+            from handrail.edge import database
+
+            database.quiet()
+            self._database = database.Database(self._config.dsn or "", self._config.database)
+        self._database.prepare(self._config.ttl_days)
+        return self._database
+
+    def _disconnect(self) -> None:
+        if self._database is not None:
+            self._database.close()
+
+    async def _run(self) -> None:
+        failures = 0
+        connected = False
+        while True:
+            batch = None
+            if connected or self._closing.is_set():
+                batch = await self._next()
+                if batch is None:
+                    return
+            began = perf_counter()
+            try:
+                if batch is None:
+                    await self._ask(self._connect)
+                else:
+                    await self.write(batch)
+            except Busy as busy:
+                self._failed("busy", f"busy: {busy}", batch, began)
+                ceiling = min(self._config.retry_limit_seconds, self._config.retry_seconds * 2.0 ** min(failures, 30))
+                failures += 1
+                await self._pause(max(random.uniform(0, ceiling), busy.retry_after or 0.0))
+                continue
+            except Refused as refused:
+                self._failed("refused", f"refused ({refused.reason}): {refused}", batch, began, refused.reason)
+                if refused.reason == "data" and batch is not None:
+                    self._divide(batch)
+                else:
+                    limit = self._config.retry_limit_seconds
+                    await self._pause(random.uniform(limit / 2, limit))
+                continue
+            failures, connected = 0, True
+            self._settled("writing", 1)
+            if batch is not None:
+                self._sealed.popleft()
+                self._rows -= batch.rows
+                self._bytes -= len(batch.body)
+                self._metrics.wrote(batch.table, "stored", perf_counter() - began, batch.rows)
+
+    async def _next(self) -> Batch | None:
+        """The oldest sealed batch, which stays in the queue; seals by age. None once `close` began and all is out."""
+        while not self._sealed:
+            if self._closing.is_set():
+                for table in self._open:
+                    self._seal(table)
+                if not self._sealed:
+                    return None
+                break
+            self._wake.clear()
+            waiting = any(rows.rows for rows in self._open.values())
+            try:
+                # Jitter, so that the sidecars of a fleet that started together do not all write together.
+                age = self._config.batch_seconds * random.uniform(0.8, 1.2) if waiting else None
+                async with asyncio.timeout(age):
+                    while not (self._sealed or self._closing.is_set()):
+                        await self._wake.wait()
+                        self._wake.clear()
+                        if not waiting:
+                            break
+            except TimeoutError:
+                for table in self._open:
+                    self._seal(table)
+        return self._sealed[0]
+
+    def _divide(self, batch: Batch) -> None:
+        """A refused batch becomes its halves, until the row at fault is alone; that one is given up and counted."""
+        self._sealed.popleft()
+        if batch.rows > 1:
+            first, second = batch.halves()
+            self._sealed.appendleft(second)
+            self._sealed.appendleft(first)
+            return
+        self._rows -= 1
+        self._bytes -= len(batch.body)
+        self._metrics.dropped("refused", False)
+
+    def _failed(
+        self, result: Literal["busy", "refused"], state: str, batch: Batch | None, began: float, why: str = ""
+    ) -> None:
+        self._metrics.fault(Fault(component="clickhouse", reason=why or result))
+        if batch is not None:
+            self._metrics.wrote(batch.table, result, perf_counter() - began)
+        # A row at fault says nothing about the server.
+        self._settled(state, 1 if why == "data" else 0)
+
+    def _settled(self, state: str, up: int) -> None:
+        """Notes the state; a line in the log for each change, not for each attempt."""
+        self._metrics.gauge("handrail_sink_up", up)
+        if state != self.state:
+            if state == "writing":
+                log.info("ClickHouse takes rows; %d are waiting", self._rows)
+            else:
+                log.warning("ClickHouse: %s; %d rows are waiting", state, self._rows)
+            self.state = state
+
+    async def _pause(self, seconds: float) -> None:
+        """Waits; `close` ends the wait, and makes the ones after it short, because its own limit counts then."""
+        if self._closing.is_set():
+            await asyncio.sleep(min(seconds, 0.2))
+            return
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._closing.wait(), seconds)
+
+
+class _Thread:
+    """One thread that carries out blocking calls in order. A daemon: a hung server must not hold the exit."""
+
+    def __init__(self) -> None:
+        self._orders: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        threading.Thread(target=self._run, name="clickhouse", daemon=True).start()
+
+    async def call(self, order: Callable[[], T]) -> T:
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[T] = loop.create_future()
+
+        def carry_out() -> None:
+            settle: Callable[[], None]
+            try:
+                result = order()
+            except Exception as error:  # noqa: BLE001 - handed to the caller, who knows what to do with it
+                settle = partial(_settle, future.set_exception, future, error)
+            else:
+                settle = partial(_settle, future.set_result, future, result)
+            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+                loop.call_soon_threadsafe(settle)
+
+        self._orders.put(carry_out)
+        return await future
+
+    def stop(self) -> None:
+        self._orders.put(None)
+
+    def _run(self) -> None:
+        while (order := self._orders.get()) is not None:
+            order()
+
+
+def _settle(settle: Callable[[Any], None], future: asyncio.Future[Any], value: object) -> None:
+    if not future.done():
+        settle(value)
