@@ -9,7 +9,6 @@ from handrail.edge.files import (
     MAX_SCHEMA_BYTES,
     Unreadable,
     builtin_packs,
-    duration,
     read_packs,
     read_schemas,
     read_text,
@@ -147,18 +146,3 @@ def test_a_byte_order_mark_is_no_text(tmp_path: Path) -> None:
     (tmp_path / "a.yaml").write_bytes(b"\xef\xbb\xbfa: 1")
 
     assert read_text(tmp_path / "a.yaml") == "a: 1"
-
-
-@pytest.mark.parametrize(
-    ("text", "seconds"), [("90s", 90), ("15m", 900), ("1h", 3600), ("1.5d", 129600), ("5ms", 0.005)]
-)
-def test_durations_are_read(text: str, seconds: float) -> None:
-    """A number and its unit."""
-    assert duration(text) == seconds
-
-
-@pytest.mark.parametrize("text", ["", "1", "h", "0s", "-1s", "1w", "1h30m", "1 h"])
-def test_what_is_no_duration_is_refused(text: str) -> None:
-    """The message shows how to write one."""
-    with pytest.raises(ValueError, match="write 90s, 15m, 1h or 7d"):
-        duration(text)

@@ -1,7 +1,6 @@
 """Files become what the core loads from them: schema directories a Registry, rule files packs."""
 
 import os
-import re
 from collections.abc import Iterator, Sequence
 from importlib import resources
 from pathlib import Path
@@ -178,15 +177,3 @@ def load_packs(config: Config) -> list[Pack]:
     if problems:
         raise Unreadable(problems)
     return packs
-
-
-_DURATION = re.compile(r"([0-9]+(?:\.[0-9]+)?)(ms|s|m|h|d)")
-_SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
-
-
-def duration(text: str) -> float:
-    """`90s`, `15m`, `1h`, `7d` to seconds. Raises ValueError that says how to write it."""
-    match = _DURATION.fullmatch(text.strip())
-    if match is None or float(match[1]) <= 0:
-        raise ValueError(f"{text!r} is not a time span; write 90s, 15m, 1h or 7d")
-    return float(match[1]) * _SECONDS[match[2]]

@@ -92,9 +92,10 @@ def run(
 
 
 def records(files: Sequence[str], inspector: Inspector, progress: "_Advance") -> Iterator[Event | Finding | Fault]:
-    """The final events of recordings, each followed by what was found on it. Raises Unreadable.
+    """The final events of recordings and what was found, in the order in which it became known. Raises Unreadable.
 
-    A call is observed twice; the half that is still open is left out, unless the recording ends before the reply.
+    What is wrong with a request is known before its reply, so that finding stands before its event. A call is observed
+    twice; the half that is still open is left out, unless the recording ends before the reply.
     """
     open_: dict[str, Event] = {}
     for file in files:
@@ -126,7 +127,9 @@ def _decisions(file: str, inspector: Inspector, progress: "_Advance") -> Iterato
     except Unreadable:
         raise
     except ValueError as error:
-        raise Unreadable([f"{name}: {error}"]) from None
+        told = str(error)
+        hint = "; a recording is HAR 1.2 or event JSON lines" if told.startswith("is not") else ""
+        raise Unreadable([f"{name}: {told}{hint}"]) from None
 
 
 @contextmanager
@@ -240,6 +243,11 @@ class _Lines:
         sys.stdout.buffer.flush()
 
 
+def console() -> Console:
+    """Standard output for a person; as wide as need be where it is a file or a pipe, so that nothing is cut off."""
+    return Console(width=None if sys.stdout.isatty() else 240, markup=False, highlight=False)
+
+
 SEVERITY_STYLES: Mapping[str, str] = {"info": "blue", "warning": "yellow", "critical": "bold red"}
 
 _GOOD = frozenset({"completed", "accepted", "asked"})
@@ -271,23 +279,21 @@ class _Tables:
             self._faults.append(record)
 
     def end(self, summary: Summary) -> None:
-        console = Console(soft_wrap=not sys.stdout.isatty(), markup=False, highlight=False)
+        out = console()
         if self._edges:
-            console.print(self._edge_table())
+            out.print(self._edge_table())
         for finding in self._list:
             line = Text(f"{finding.severity:<8} ", style=SEVERITY_STYLES[finding.severity])
             line.append(f"{rfc3339(finding.at)}  ", style="dim")
             line.append(f"{finding.rule}  ", style="bold")
             line.append(finding.message, style="default not bold")
-            console.print(line, soft_wrap=True)
+            out.print(line, soft_wrap=True)
         for fault in self._faults:
-            console.print(
-                Text(f"fault    {fault.component}: {fault.reason}: {fault.message}", style="red"), soft_wrap=True
-            )
+            out.print(Text(f"fault    {fault.component}: {fault.reason}: {fault.message}", style="red"), soft_wrap=True)
         said = ", ".join(
             f"{summary.by_severity[name]} {name}" for name in reversed(SEVERITIES) if summary.by_severity[name]
         )
-        console.print(
+        out.print(
             f"{summary.files} file{_s(summary.files)}, {summary.events} event{_s(summary.events)}"
             f" ({summary.handoffs} handoff{_s(summary.handoffs)}), {summary.findings} finding{_s(summary.findings)}"
             + (f": {said}" if said else "")

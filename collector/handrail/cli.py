@@ -1,0 +1,458 @@
+"""The command line becomes calls: flags to a Config, errors to `handrail: FILE: KEY: problem; fix` and exit status 2.
+
+Standard output holds what was asked for and nothing else; progress and logs go to standard error. Each command imports
+what it needs when it runs, so that `--help` answers at once.
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import handrail
+
+if TYPE_CHECKING:
+    from handrail.config import Config
+    from handrail.rules import Pack
+
+BAD_INPUT = 2
+
+OUTPUTS = ("text", "json")
+
+
+class Problems(Exception):
+    """What is wrong with the input, a line each. Ends the command with exit status 2."""
+
+    def __init__(self, problems: Sequence[object]) -> None:
+        super().__init__("; ".join(map(str, problems)))
+        self.problems = problems
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The `handrail` command. Returns its exit status."""
+    given = list(sys.argv[1:] if argv is None else argv)
+    command: list[str] = []
+    if "--" in given and given[0] == "run":
+        at = given.index("--")
+        given, command = given[:at], given[at + 1 :]
+    parser = _parser()
+    args = parser.parse_args(given)
+    if args.call is None:
+        (args.parser or parser).print_help(sys.stderr)
+        return BAD_INPUT
+    args.command_line = command
+
+    from handrail.config import ConfigError
+    from handrail.edge.files import Unreadable
+
+    try:
+        status: int = args.call(args)
+        sys.stdout.flush()
+        return status
+    except (Problems, Unreadable) as error:
+        return _fail(error.problems)
+    except ConfigError as error:
+        return _fail([error])
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        # The reader of our output has gone, as `head` does. Python would complain again when it closes standard output.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+
+
+def _fail(problems: Sequence[object]) -> int:
+    for problem in problems:
+        print(f"handrail: {problem}", file=sys.stderr)
+    return BAD_INPUT
+
+
+def _run(args: argparse.Namespace) -> int:
+    from msgspec.structs import replace
+
+    from handrail.config import ConfigError, ForwardConfig, with_flags
+
+    config = with_flags(
+        _config(args.config),
+        listen=args.listen,
+        upstream=args.upstream,
+        agent=args.agent,
+        schemas=args.schemas,
+        rules=args.rules,
+        clickhouse=args.clickhouse,
+        admin=args.admin,
+    )
+    if args.command_line and config.forward is None:
+        # On loopback, for one command of the person who started it: it may go where that person may go.
+        config = replace(config, forward=ForwardConfig(listen="127.0.0.1:0", allow=("*",)))
+    if not config.routes and config.forward is None:
+        missing = "there is nothing to listen on; give --listen and --upstream, or -c FILE with routes, or -- COMMAND"
+        raise ConfigError(args.config or "command line", "routes" if args.config else "", missing)
+
+    from handrail.edge import sidecar
+
+    return sidecar.run(config, args.command_line)
+
+
+def _check(args: argparse.Namespace) -> int:
+    from handrail import config, pipeline, rules
+    from handrail.edge import files
+    from handrail.schema.registry import Registry
+
+    if errors := config.check(files.read_text(args.config), args.config):
+        raise Problems(errors)
+    found = _config(args.config)
+    problems: list[object] = []
+    registry, packs = Registry(), []
+    try:
+        registry = files.load_registry(found)
+    except files.Unreadable as error:
+        problems += error.problems
+    try:
+        packs = files.load_packs(found)
+        pipeline.build(found, registry, rules.watches(packs, registry), args.config)
+    except files.Unreadable as error:
+        problems += error.problems
+    except config.ConfigError as error:
+        problems.append(error)
+    if problems:
+        raise Problems(problems)
+    routes = len(found.routes) + (found.forward is not None)
+    in_force = sum(1 for _ in rules.in_force(packs))
+    print(
+        f"{args.config}: good: {_many(routes, 'listener')}, {_many(in_force, 'rule')}, {_many(len(registry), 'schema')}"
+    )
+    return 0
+
+
+def _replay(args: argparse.Namespace) -> int:
+    from handrail.config import with_flags
+    from handrail.edge import replay
+
+    config = with_flags(_config(args.config), schemas=args.schemas, rules=args.rules)
+    return replay.run(args.files, config, output=args.output, fail_on=args.fail_on, payloads=args.payloads)
+
+
+def _rules_test(args: argparse.Namespace) -> int:
+    from handrail import ruletest
+
+    packs = _packs(args.files)
+    mine = {rule.id for pack in packs if not pack.builtin for rule in pack.rules}
+    results = [result for result in ruletest.run(packs) if not args.files or result.rule in mine]
+    failed = [result for result in results if not result.passed]
+    for result in failed:
+        print(f"FAILED {result.rule}: {result.name}: {result.problem}")
+    tested = len({result.rule for result in results})
+    print(f"{_many(len(results), 'test')} of {_many(tested, 'rule')}, {len(failed)} failed")
+    return 1 if failed else 0
+
+
+def _rules_list(args: argparse.Namespace) -> int:
+    from handrail.rules import in_force
+
+    found = sorted(in_force(_packs(args.files)), key=lambda item: item[1].id)
+    if args.output == "json":
+        import orjson
+
+        for pack, rule in found:
+            line: Mapping[str, Any] = {
+                "type": "rule",
+                **{
+                    name: getattr(rule, name)
+                    for name in ("id", "kind", "severity", "action", "scope", "maturity", "title")
+                },
+                "file": pack.file,
+                "builtin": pack.builtin,
+                "tests": len(rule.tests),
+            }
+            sys.stdout.buffer.write(orjson.dumps(line) + b"\n")
+        return 0
+
+    from rich.table import Table
+    from rich.text import Text
+
+    from handrail.edge.replay import console
+
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for name in ("rule", "severity", "action"):
+        table.add_column(name, no_wrap=True)
+    for name in ("title", "file"):
+        table.add_column(name)
+    for pack, rule in found:
+        file = f"built in ({pack.file})" if pack.builtin else pack.file
+        table.add_row(*(Text(cell) for cell in (rule.id, rule.severity, rule.action, rule.title, file)))
+    console().print(table)
+    return 0
+
+
+def _report(args: argparse.Namespace) -> int:
+    from handrail.config import ConfigError, with_flags
+
+    clickhouse = with_flags(_config(args.config), clickhouse=args.clickhouse).clickhouse
+    if clickhouse.dsn is None:
+        missing = "is missing; it is where `handrail run` records, such as chdb:///var/lib/handrail"
+        raise ConfigError("command line", "--clickhouse", missing)
+
+    from handrail.edge import report
+
+    return report.run(clickhouse.dsn, args.database or clickhouse.database, args.since, args.output)
+
+
+def _demo(args: argparse.Namespace) -> int:
+    from handrail.edge import demo
+
+    return demo.run(seconds=args.seconds, keep=args.keep)
+
+
+def _config(file: str | None) -> "Config":
+    """The configuration in a file, or the defaults. Paths in a file are relative to that file. Raises Problems."""
+    from msgspec.structs import replace
+
+    from handrail.config import Config, check, load
+    from handrail.edge.files import read_text
+
+    if file is None:
+        return Config()
+    text = read_text(file)
+    if errors := check(text, file):
+        raise Problems(errors)
+    config, beside = load(text, file), Path(file).parent
+    if config.schemas.directory is not None:
+        config = replace(config, schemas=replace(config.schemas, directory=str(beside / config.schemas.directory)))
+    rules = tuple(str(beside / path) for path in config.rules.files)
+    routes = tuple(
+        replace(route, tls=replace(route.tls, ca_file=str(beside / route.tls.ca_file))) if route.tls.ca_file else route
+        for route in config.routes
+    )
+    return replace(config, rules=replace(config.rules, files=rules), routes=routes)
+
+
+def _packs(files: Sequence[str]) -> "list[Pack]":
+    from handrail.config import Config, RulesConfig
+    from handrail.edge.files import load_packs
+
+    return load_packs(Config(rules=RulesConfig(files=tuple(files))))
+
+
+def _many(count: int, noun: str) -> str:
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
+class _Parser(argparse.ArgumentParser):
+    """Errors in the form of every other error, with the way to the help instead of three lines of usage."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(BAD_INPUT, f"handrail: command line: {message}; see {self.prog} --help\n")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="handrail",
+        description="Watches the handoffs between agents: validates, detects, records, alerts.",
+        epilog="""\
+examples:
+  handrail demo                                   five agents, real failures, a live table
+  handrail run --listen 127.0.0.1:8081 --upstream http://127.0.0.1:8080 --agent billing
+  handrail replay traffic.har --schemas schemas   what would have been found
+
+exit status: 0 good; 1 what was asked about is not so (see each command); 2 bad input, told on standard error.
+Each flag of `run` can be set in the environment too: HANDRAIL_LISTEN, HANDRAIL_UPSTREAM, HANDRAIL_CLICKHOUSE, …""",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"handrail {handrail.__version__}")
+    parser.set_defaults(call=None, parser=None)
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND")
+
+    run = _command(
+        commands,
+        "run",
+        "run the sidecar",
+        """\
+Runs the sidecar: forwards the bytes first and unchanged, looks at a copy, records what it sees.
+Without -c FILE the flags are the configuration; with it they override the file.
+With a command after --, that command's plain HTTP goes through the sidecar, which ends when the command does.""",
+        """\
+examples:
+  handrail run --listen 127.0.0.1:8081 --upstream http://127.0.0.1:8080 --agent billing --schemas schemas
+  handrail run -c handrail.yaml --clickhouse clickhouse://handrail@db:8123/handrail
+  handrail run --agent researcher -- python researcher.py
+
+exit status: that of the command, or 0 after SIGTERM or Ctrl-C; 2 where configuration, rules or schemas are wrong.""",
+        _run,
+    )
+    _config_flag(run)
+    _flag(run, "--listen", "ADDR", "where requests come in, host:port")
+    _flag(run, "--upstream", "URL", "where they go, http://host:port or https://host:port")
+    _flag(run, "--agent", "NAME", "the agent that this sidecar belongs to")
+    _schema_and_rule_flags(run)
+    _flag(
+        run,
+        "--clickhouse",
+        "DSN",
+        "where handoffs are recorded: chdb:///directory, clickhouse://user@host:8123/database",
+    )
+    _flag(run, "--admin", "ADDR", "where /metrics, /healthz and /readyz are (default 127.0.0.1:9464)")
+
+    check = _command(
+        commands,
+        "check",
+        "validate a configuration without starting",
+        "Reads a configuration and the rules and schemas that it names, and lists everything that is wrong with them.",
+        """\
+examples:
+  handrail check -c handrail.yaml
+
+exit status: 0 where `handrail run` would start; 2 where it would not.""",
+        _check,
+    )
+    _config_flag(check, required=True)
+
+    replay = _command(
+        commands,
+        "replay",
+        "run the rules over recorded traffic",
+        """\
+Runs recorded traffic through the same steps as the live proxy, with the time of the recording.
+A recording is HAR 1.2 (browsers, mitmproxy and many clients write it) or event JSON lines, as --output json prints
+them; - is standard input. Several recordings are one history, in the order given.""",
+        """\
+examples:
+  handrail replay traffic.har --schemas schemas
+  handrail replay *.har --rules my-rules.yaml --fail-on critical
+  handrail replay traffic.har --output json | jq 'select(.type == "finding")'
+
+exit status: 0; 1 where a finding is as severe as --fail-on says, or worse; 2 bad input.""",
+        _replay,
+    )
+    replay.add_argument("files", nargs="+", metavar="FILE", help="HAR 1.2 or event JSON lines; - is standard input")
+    _config_flag(replay)
+    _schema_and_rule_flags(replay)
+    _output_flag(replay)
+    replay.add_argument(
+        "--fail-on", choices=("info", "warning", "critical"), metavar="SEVERITY", help="info, warning or critical"
+    )
+    replay.add_argument("--payloads", action="store_true", help="print payloads too (with --output json)")
+
+    rules = _command(
+        commands,
+        "rules",
+        "test or list the rules",
+        "The built-in rules, and those in the files that are named.",
+        "",
+        None,
+    )
+    rules.set_defaults(parser=rules)
+    actions = rules.add_subparsers(title="commands", metavar="COMMAND")
+    test = _command(
+        actions,
+        "test",
+        "run the tests inside rule packs",
+        "Runs the tests that rules carry: those of the files, or of the built-in rules where none is named.",
+        """\
+examples:
+  handrail rules test
+  handrail rules test my-rules.yaml
+
+exit status: 0; 1 where a test failed; 2 where a file is no rule pack.""",
+        _rules_test,
+    )
+    test.add_argument("files", nargs="*", metavar="FILE", help="a rule pack, or a directory of them")
+    listing = _command(
+        actions,
+        "list",
+        "list the rules in force",
+        "Lists the built-in rules together with those of the files, which replace built-in ones of the same id.",
+        """\
+examples:
+  handrail rules list
+  handrail rules list my-rules.yaml --output json""",
+        _rules_list,
+    )
+    listing.add_argument("files", nargs="*", metavar="FILE", help="a rule pack, or a directory of them")
+    _output_flag(listing)
+
+    report = _command(
+        commands,
+        "report",
+        "latency and findings from ClickHouse",
+        "Reads back what was recorded: each edge with its latency and its overhead, and the findings.",
+        """\
+examples:
+  handrail report --clickhouse chdb:///var/lib/handrail
+  handrail report --since 24h -c handrail.yaml --output json
+
+exit status: 0; 2 where the database cannot be read.""",
+        _report,
+    )
+    report.add_argument("--since", default="1h", metavar="SPAN", help="how far back: 90s, 15m, 1h, 7d (default 1h)")
+    _flag(report, "--clickhouse", "DSN", "where `handrail run` records")
+    report.add_argument("--database", metavar="NAME", help="the database there (default handrail)")
+    _config_flag(report)
+    _output_flag(report)
+
+    demo = _command(
+        commands,
+        "demo",
+        "five real agents, real failures",
+        """\
+Starts five agents that write a report together over A2A, puts Handrail in front of each, lets four things go wrong,
+and shows what is found while it happens. Needs no server: ClickHouse runs inside (pip install 'handrail[demo]').""",
+        """\
+examples:
+  handrail demo
+  handrail demo --keep      goes on until Ctrl-C
+
+exit status: 0 where what was recorded is what the agents did.""",
+        _demo,
+    )
+    demo.add_argument("--seconds", type=float, default=30.0, metavar="N", help="how long it lasts (default 30)")
+    demo.add_argument("--keep", action="store_true", help="go on until Ctrl-C")
+    return parser
+
+
+def _command(
+    into: Any, name: str, summary: str, description: str, epilog: str, call: Callable[[argparse.Namespace], int] | None
+) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = into.add_parser(
+        name, help=summary, description=description, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.set_defaults(call=call)
+    return parser
+
+
+def _flag(parser: argparse.ArgumentParser, name: str, metavar: str, text: str) -> None:
+    """A flag that can be set in the environment too; the command line wins."""
+    variable = "HANDRAIL_" + name.removeprefix("--").upper()
+    parser.add_argument(name, metavar=metavar, default=os.environ.get(variable) or None, help=text)
+
+
+def _config_flag(parser: argparse.ArgumentParser, *, required: bool = False) -> None:
+    default = os.environ.get("HANDRAIL_CONFIG") or None
+    parser.add_argument(
+        "-c",
+        "--config",
+        metavar="FILE",
+        default=default,
+        required=required and default is None,
+        help="a configuration file",
+    )
+
+
+def _schema_and_rule_flags(parser: argparse.ArgumentParser) -> None:
+    _flag(parser, "--schemas", "DIR", "schemas as DIR/<subject>/<version>.json")
+    given = os.environ.get("HANDRAIL_RULES")
+    parser.add_argument(
+        "--rules",
+        nargs="+",
+        metavar="FILE",
+        default=given.split(os.pathsep) if given else [],
+        help="rule packs beside the built-in ones",
+    )
+
+
+def _output_flag(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--output", choices=OUTPUTS, default="text", metavar="FORMAT", help="text, or json: one object a line"
+    )
