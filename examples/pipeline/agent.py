@@ -212,7 +212,11 @@ class Agent(AgentExecutor):
         """A client for the peer, made from its card, which is read once."""
         if peer not in self._clients:
             self._clients[peer] = asyncio.ensure_future(self._factory.create_from_url(self.peers[peer]))
-        return await self._clients[peer]
+        try:
+            return await self._clients[peer]
+        except A2AClientError:
+            self._clients.pop(peer, None)  # it may be there the next time
+            raise
 
     # Life.
 

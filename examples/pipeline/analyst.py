@@ -1,5 +1,7 @@
 """The analyst: quotations become statistics.
 
+It waits two seconds for the writer and then asks again, whether its first call arrived or not.
+
 Version 1.0 keeps to the contract. Version 2.0 came with another shape of its output: numbers as text, other names, and
 nobody told the writer. Version 3.0 has the old shape back, under a version of the contract that nobody registered.
 """
@@ -36,6 +38,7 @@ def described(quotations: list[dict[str, Any]], read: int) -> dict[str, Any]:
 class Analyst(Agent):
     name = "analyst"
     description = "Counts and measures quotations."
+    patience_seconds = 2.0
 
     def work(self, envelope: Envelope) -> list[Handover]:
         started = time.time()

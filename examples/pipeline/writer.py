@@ -1,7 +1,7 @@
 """The writer: statistics and quotations become a report; a report that was sent back becomes a shorter one.
 
-It trusts what it is handed: a figure that it does not find is written as "n/a", and nobody notices. It also waits two
-seconds for the reviewer and then sends its draft again, whether the first one arrived or not.
+It trusts what it is handed. A figure that it does not find is written as "n/a", and nobody notices; a task that it is
+handed twice is written twice, and both drafts go on their way.
 """
 
 import time
@@ -29,7 +29,6 @@ class Writer(Agent):
     name = "writer"
     description = "Writes the report."
     binding = TransportProtocol.HTTP_JSON
-    patience_seconds = 2.0
 
     def work(self, envelope: Envelope) -> list[Handover]:
         started = time.time()
