@@ -5,9 +5,6 @@ VENV  := .venv
 BIN   := $(VENV)/bin
 READY := $(VENV)/.ready
 
-# mitmproxy pins its dependencies tightly, so the benchmark's copy lives in an environment of its own.
-MITM  := .venv-mitmproxy
-
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help setup demo test lint format rules bench clean
@@ -19,7 +16,7 @@ setup: $(READY)  ## create .venv and install Handrail, its demo and its tests in
 	@echo "setup: $(VENV) is ready; 'source $(BIN)/activate' puts the handrail command on the path"
 
 demo: $(READY)  ## five real agents, real failures, a live table (about 30 seconds)
-	@$(BIN)/handrail demo
+	@$(BIN)/handrail demo $(ARGS)
 
 test: $(READY)  ## run all tests; ARGS='tests/wire -x' runs some
 	@$(BIN)/python -m pytest $(ARGS)
@@ -36,12 +33,11 @@ format: $(READY)  ## apply ruff's fixes and its formatting
 rules: $(READY)  ## run the tests inside the rule packs
 	@$(BIN)/handrail rules test
 
-bench: $(READY) $(VENV)/.bench-ready $(MITM)/.ready  ## measure beside Envoy, mitmproxy and aiohttp (needs Debian's wrk)
-	@command -v wrk >/dev/null || { echo "bench: wrk is missing; apt-get install wrk" >&2; exit 1; }
-	@PATH="$(CURDIR)/$(BIN):$(CURDIR)/$(MITM)/bin:$$PATH" $(BIN)/python tests/bench/run.py $(ARGS)
+bench: $(READY) $(VENV)/.bench-ready  ## measure beside Envoy, mitmproxy and aiohttp (needs wrk and nginx)
+	@$(BIN)/python tests/bench/run.py $(ARGS)
 
 clean:  ## remove the environments and every cache
-	rm -rf $(VENV) $(MITM) .hypothesis .mypy_cache .pytest_cache .ruff_cache dist build
+	rm -rf $(VENV) .cache .hypothesis .mypy_cache .pytest_cache .ruff_cache dist build
 
 # pip 25.1 is the first that reads [dependency-groups].
 $(READY): pyproject.toml
@@ -56,11 +52,4 @@ $(READY): pyproject.toml
 $(VENV)/.bench-ready: $(READY)
 	@echo "setup: installing what the benchmark compares with"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --group bench
-	@touch $@
-
-$(MITM)/.ready: pyproject.toml
-	@echo "setup: creating $(MITM) for mitmproxy"
-	@$$(.ci/python) -m venv --clear $(MITM)
-	@$(MITM)/bin/python -m pip install --quiet --disable-pip-version-check --upgrade 'pip>=25.1'
-	@$(MITM)/bin/python -m pip install --quiet --disable-pip-version-check --group mitmproxy
 	@touch $@

@@ -203,7 +203,7 @@ def test_convert_puts_the_place_before_the_key() -> None:
     [("127.0.0.1:80", ("127.0.0.1", 80)), (":80", ("127.0.0.1", 80)), ("[::1]:80", ("::1", 80)), ("a:0", ("a", 0))],
 )
 def test_listen_addresses_are_read(text: str, address: tuple[str, int]) -> None:
-    """Host and port, with brackets around IPv6 and loopback where no host is named: nothing is opened to the network by omission."""
+    """Brackets around IPv6; loopback where no host is named, so that nothing is opened to the network by omission."""
     assert listen_address(text) == address
 
 

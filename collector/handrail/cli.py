@@ -203,7 +203,7 @@ def _report(args: argparse.Namespace) -> int:
 def _demo(args: argparse.Namespace) -> int:
     from handrail.edge import demo
 
-    return demo.run(seconds=args.seconds, keep=args.keep)
+    return demo.run(args.seconds, keep=args.keep, directory=None if args.directory is None else Path(args.directory))
 
 
 def _config(file: str | None) -> "Config":
@@ -404,11 +404,14 @@ examples:
   handrail demo
   handrail demo --keep      goes on until Ctrl-C
 
-exit status: 0 where what was recorded is what the agents did.""",
+exit status: 0 where the record says what the agents did; 1 where it does not; 2 where something is missing.""",
         _demo,
     )
     demo.add_argument("--seconds", type=float, default=30.0, metavar="N", help="how long it lasts (default 30)")
     demo.add_argument("--keep", action="store_true", help="go on until Ctrl-C")
+    demo.add_argument(
+        "--directory", metavar="DIR", help="where the record and the logs go (default a new temporary one)"
+    )
     return parser
 
 
