@@ -111,7 +111,7 @@ class Finding(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag
 
 
 class Fault(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="type", tag="fault"):
-    """Something that Handrail itself could not do: `reason` is a short word from a closed list, `message` for people."""
+    """Something that Handrail could not do itself: `reason` is a short word of a closed list, `message` for people."""
 
     component: str
     reason: str

@@ -91,7 +91,10 @@ class Schema:
             return False
 
     def check(self, payload: Any, limit: int = MAX_VIOLATIONS) -> list[Violation]:
-        """Where the payload is not what the schema says, at most `limit` places; equal places are named once."""
+        """Where the payload is not what the schema says, at most `limit` places, in the order of their paths.
+
+        Equal places are named once, so that an array of a thousand wrong items is one violation.
+        """
         try:
             if self._fits(payload):
                 return []
@@ -103,12 +106,8 @@ class Schema:
             return [self._violation(error, payload)]
         except (ValueError, TypeError):  # more than 255 levels, a key that is no string, a lone surrogate
             return [Violation("", "json", "is not a JSON value that can be validated", "")]
-        found: dict[Violation, None] = {}
-        for each in errors:
-            found[self._violation(each, payload)] = None
-            if len(found) >= limit:
-                break
-        return list(found)
+        found = {self._violation(each, payload) for each in errors}
+        return sorted(found, key=lambda each: (each.path, each.schema_path, each.message))[:limit]
 
     def _violation(self, error: jsonschema_rs.ValidationError, payload: Any) -> Violation:
         steps = []
