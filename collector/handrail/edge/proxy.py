@@ -12,7 +12,9 @@ import contextlib
 import logging
 import re
 import secrets
+import socket
 import ssl
+import struct
 import time
 from collections.abc import Callable
 from fnmatch import translate
@@ -155,7 +157,7 @@ class _Client(asyncio.Protocol):
         self._eof = False
         self._eof_told = False
         self._counted = False
-        self._interim = False
+        self._interim: bytes | None = None  # what came of the upstream's 100 where the client has ours
         self._method = ""
         self._started = 0.0
         self._deadline = 0.0
@@ -168,10 +170,10 @@ class _Client(asyncio.Protocol):
         self.transport = cast(asyncio.Transport, transport)
         proxy = self._proxy
         proxy.clients.add(self)
-        proxy.recorder.metrics.count("handrail_connections_total", self._listener.route.side)
+        proxy.recorder.count("handrail_connections_total", self._listener.route.side)
         self._deadline = proxy.now() + proxy.limits.header_seconds
         if len(proxy.clients) > proxy.limits.connections:
-            proxy.recorder.metrics.count("handrail_refused_total", "connections")
+            proxy.recorder.count("handrail_refused_total", "connections")
             self._answer(503, "Too many connections", "limits.connections is reached", retry_after=1)
 
     def data_received(self, data: bytes) -> None:
@@ -181,9 +183,7 @@ class _Client(asyncio.Protocol):
         elif state == _TUNNEL:
             self._to_upstream(data)
         elif state != _DISCARD and state != _CLOSED:
-            decoder = self.decoder
-            decoder.rest += data
-            if len(decoder.rest) > PIPELINE_BYTES:
+            if self.decoder.wait(data, self._proxy.now()) > PIPELINE_BYTES:
                 self._pause(_PIPELINED)
 
     def eof_received(self) -> bool:
@@ -191,14 +191,11 @@ class _Client(asyncio.Protocol):
         state = self.state
         if state == _TUNNEL:
             upstream = self._upstream
-            if upstream is not None and upstream.transport is not None and upstream.transport.can_write_eof():
-                upstream.transport.write_eof()
-                return True
-            return False
-        if state in (_WAITING, _HELD) and not self.decoder.inside:
+            return upstream is not None and upstream.end_writing()
+        if state == _WAITING:
             self._deadline = min(self._deadline or 1e18, self._proxy.now() + HALF_CLOSE_SECONDS)
             return True
-        return False
+        return state == _IDLE and self.decoder.rest != b""
 
     def connection_lost(self, error: Exception | None) -> None:
         self._proxy.clients.discard(self)
@@ -227,7 +224,7 @@ class _Client(asyncio.Protocol):
         proxy = self._proxy
         got = decoder.feed(data, at)
         if type(got) is Fault:
-            self._bad_request(got, data)
+            self._bad_request(got)
             return
         head = decoder.head
         if head is not None:
@@ -255,7 +252,7 @@ class _Client(asyncio.Protocol):
         """A head is complete: where to, and whether its bytes may go. False where it was answered here."""
         proxy, decoder, listener = self._proxy, self.decoder, self._listener
         if proxy.in_flight >= proxy.limits.in_flight:
-            proxy.recorder.metrics.count("handrail_refused_total", "in_flight")
+            proxy.recorder.count("handrail_refused_total", "in_flight")
             self._answer(503, "Busy", "limits.in_flight is reached", retry_after=1)
             return False
         self._method = method = decoder.method
@@ -268,7 +265,7 @@ class _Client(asyncio.Protocol):
             head = rewritten
         else:
             if method == "CONNECT":
-                proxy.recorder.metrics.count("handrail_refused_total", "connect")
+                proxy.recorder.count("handrail_refused_total", "connect")
                 self._answer(501, "CONNECT is not served here", "this is a route to one upstream, not a forward proxy")
                 return False
             if not listener.own_host:
@@ -278,7 +275,7 @@ class _Client(asyncio.Protocol):
         proxy.in_flight += 1
         self._counted = True
         self._passage = None
-        self._interim = False
+        self._interim = None
         headers = decoder.headers
         if listener.stamp and b"traceparent" not in headers:
             parent = f"00-{secrets.token_hex(16)}-{secrets.token_hex(8)}-01".encode()
@@ -286,16 +283,16 @@ class _Client(asyncio.Protocol):
             head = head[:-2] + b"traceparent: " + parent + b"\r\n\r\n"
         self._tail = b"" if self._wants_card() else None
         out = decoder.out
-        if (proxy.enforcing or listener.stamp) and not decoder.upgrade:
+        if proxy.enforcing or listener.stamp:
             if -1 <= decoder.length <= proxy.limits.hold_bytes:
                 self._held = [head, out] if out else [head]
                 self.state = _HELD
                 self._deadline = at + proxy.limits.hold_seconds
-                if not whole and b"expect" in headers:
+                if not whole and b"expect" in headers and decoder.version == "1.1":
                     self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-                    self._interim = True
+                    self._interim = b""
                 return True
-            proxy.recorder.metrics.uninspected("too_large_to_hold")
+            proxy.recorder.uninspected("too_large_to_hold")
         self.state = _BODY
         self._deadline = at + proxy.limits.body_idle_seconds
         self._open_upstream(head + out if out else head)
@@ -341,7 +338,7 @@ class _Client(asyncio.Protocol):
     def _release(self, reason: str) -> None:
         """What was held goes on its way unjudged, and is counted."""
         held, self._held = self._held, None
-        self._proxy.recorder.metrics.uninspected(reason)
+        self._proxy.recorder.uninspected(reason)
         self.state = _BODY
         self._deadline = self._proxy.now() + self._proxy.limits.body_idle_seconds
         self._open_upstream(b"".join(held or ()))
@@ -368,7 +365,7 @@ class _Client(asyncio.Protocol):
             + (b"" if self._method == "HEAD" else body)
         )
         exchange.reply = Reply(status=refusal.status, headers={}, at=at, end=at, size=len(body))
-        self._proxy.recorder.metrics.count("handrail_refused_total", "rule")
+        self._proxy.recorder.count("handrail_refused_total", "rule")
         self._end("refused")
         if stays:
             self._over()
@@ -413,7 +410,7 @@ class _Client(asyncio.Protocol):
             )
         except TimeoutError:
             self._no_upstream(upstream, 504, "timeout", f"no connection to {target.authority} within the limit")
-        except (OSError, ssl.SSLError, ssl.CertificateError) as error:
+        except (OSError, ValueError) as error:  # ValueError: a name that no resolver takes
             why = "certificate" if isinstance(error, ssl.SSLCertVerificationError) else type(error).__name__
             self._no_upstream(upstream, 502, "upstream_refused", f"no connection to {target.authority}: {why}: {error}")
 
@@ -421,7 +418,7 @@ class _Client(asyncio.Protocol):
         if self._upstream is upstream:
             self._upstream = None
             self._queue.clear()
-            self._proxy.recorder.metrics.count("handrail_refused_total", "upstream")
+            self._proxy.recorder.count("handrail_refused_total", "upstream")
             self._end(end)
             self._answer(status, "The upstream cannot be reached", detail)
 
@@ -444,6 +441,8 @@ class _Client(asyncio.Protocol):
         self._queue.clear()
         if waiting:
             upstream.transport.write(waiting)
+        if self._eof and self.state == _TUNNEL:
+            upstream.end_writing()
 
     # A reply, from its first byte to its last.
 
@@ -453,8 +452,10 @@ class _Client(asyncio.Protocol):
         if type(got) is Fault:
             self._bad_reply(got)
             return
-        if self._deadline and self.state == _WAITING:
-            self._deadline = 0.0  # a reply that has begun may pause as long as it likes
+        if self._deadline and self.state == _WAITING:  # a reply that has begun may pause as long as it likes
+            upstream = self._upstream
+            begun = upstream is None or upstream.decoder.status
+            self._deadline = 0.0 if begun else self._reply_deadline(at)
         if self._tail is not None:
             self._tail += data
             if got is None:
@@ -464,7 +465,7 @@ class _Client(asyncio.Protocol):
                 return
             data = self._card(self._tail, cast(Reply, got))
             self._tail = None
-        elif self._interim:
+        elif self._interim is not None:
             data = self._without_interim(data)
         self.transport.write(data)
         if passage is not None:
@@ -495,8 +496,9 @@ class _Client(asyncio.Protocol):
         self._passage = None
         self.state = _IDLE
         self._first = False
+        self._method = ""
         self._deadline = proxy.now() + proxy.limits.keepalive_seconds
-        if self._eof or proxy.draining:
+        if proxy.draining or (self._eof and not self.decoder.rest):
             self._finish()
             return
         if self._paused & _PIPELINED:
@@ -505,13 +507,19 @@ class _Client(asyncio.Protocol):
             proxy.soon(self._next)
 
     def _next(self) -> None:
+        """What the client sent while its previous request was answered."""
         if self.state == _IDLE and self.decoder.rest:
             self._feed(b"", self._proxy.now())
+            if self._eof:
+                if self.state == _WAITING:
+                    self._deadline = min(self._deadline or 1e18, self._proxy.now() + HALF_CLOSE_SECONDS)
+                elif self.state <= _HELD:  # it ended inside a request
+                    self.transport.close()
 
     def _switch(self) -> None:
         """101: from here on both sides speak something else, and it passes unread."""
         self._uncount()
-        self._proxy.recorder.metrics.uninspected("tunnel")
+        self._proxy.recorder.uninspected("tunnel")
         self._passage = None
         self.state = _TUNNEL
         self._deadline = 0.0
@@ -527,25 +535,33 @@ class _Client(asyncio.Protocol):
             return
         state = self.state
         self._upstream = None
+        if state == _HELD:
+            return  # it has seen nothing of this request; another connection will
         if state == _TUNNEL or state == _IDLE or state == _HEAD or state >= _DISCARD:
             self._finish(abort=not clean and state == _TUNNEL)
         elif type(got) is Reply and clean:  # a reply that ends with the connection
             if self._tail is not None:
                 self.transport.write(self._card(self._tail, got))
                 self._tail = None
+            early = self._passage is None
             self._replied(got, at)
-            if self.state != _TUNNEL:
+            if early:
+                self._linger()
+            elif self.state != _CLOSED:
                 self._finish()
         elif self._passage is not None and self._passage.exchange.ended:  # answered before the request was complete
             self._linger()
         elif upstream.started or not self._first:
             # Cut, never a well-formed short body. On a connection that was used before the client may repeat the
             # request by its own rules, as it would without us (RFC 9110 9.2.2); a 502 would take that from it.
-            self._end("upstream_reset")
-            self._cut()
+            self._end("client_abort" if self._eof_told else "upstream_reset")
+            if clean:
+                self._finish()
+            else:
+                self._cut()
         else:
             self._end("upstream_reset")
-            self._proxy.recorder.metrics.count("handrail_refused_total", "upstream")
+            self._proxy.recorder.count("handrail_refused_total", "upstream")
             self._answer(502, "The upstream closed the connection without an answer", self._authority())
 
     def _bad_reply(self, fault: Fault) -> None:
@@ -553,11 +569,13 @@ class _Client(asyncio.Protocol):
         forwarded = upstream is not None and upstream.forwarded
         if upstream is not None:
             upstream.leave(abort=True)
-        if self.state == _IDLE:
-            self._proxy.recorder.metrics.count("handrail_refused_total", "upstream_unexpected")
+        if self.state == _HELD:
+            return
+        if self.state not in (_BODY, _WAITING):  # it answers no request
+            self._proxy.recorder.count("handrail_refused_total", "upstream_unexpected")
             self._finish()
             return
-        self._proxy.recorder.metrics.count("handrail_refused_total", "upstream_invalid")
+        self._proxy.recorder.count("handrail_refused_total", "upstream_invalid")
         self._end("upstream_invalid")
         if forwarded:
             self._cut()
@@ -566,11 +584,15 @@ class _Client(asyncio.Protocol):
 
     def _without_interim(self, data: bytes) -> bytes:
         """Takes out the 100 of an upstream whose client already has ours."""
-        upstream = self._upstream
-        if upstream is not None and not upstream.forwarded and data.startswith(b"HTTP/1.1 100"):
-            self._interim = False
-            return data.partition(b"\r\n\r\n")[2]
-        self._interim = False
+        data = cast(bytes, self._interim) + data
+        if len(data) < 12 and b"HTTP/1.1 100".startswith(data):
+            self._interim = data
+            return b""
+        if data.startswith(b"HTTP/1.1 100"):
+            _, end, rest = data.partition(b"\r\n\r\n")
+            self._interim = None if end else data
+            return rest
+        self._interim = None
         return data
 
     def _wants_card(self) -> bool:
@@ -603,72 +625,74 @@ class _Client(asyncio.Protocol):
         proxy, decoder = self._proxy, self.decoder
         raw = decoder.target.decode("latin-1")
         if self._method == "CONNECT":
-            host, _, port = raw.rpartition(":")
-            url = None
+            authority, path = raw, None
         else:
-            url = urlsplit(raw)
-            if url.scheme != "http" or not url.hostname:
-                proxy.recorder.metrics.count("handrail_refused_total", "not_absolute")
+            scheme, _, authority = raw.partition("://")
+            split = _PATH.search(authority)
+            authority, path = (authority[: split.start()], split[0]) if split else (authority, "/")
+            if scheme.lower() != "http" or not authority:
+                proxy.recorder.count("handrail_refused_total", "not_absolute")
                 self._answer(
-                    400, "This is a forward proxy", "the request target must be http://host/… ; set HTTP_PROXY to use it"
+                    400,
+                    "This is a forward proxy",
+                    "the request target must be http://host/… ; set HTTP_PROXY to use it",
                 )
                 return None
-            host = url.hostname
-            try:
-                port = str(url.port or 80)
-            except ValueError:
-                port = ""
-        host = host.strip("[]")
-        if not host or not port.isdigit() or not 0 < int(port) < 65536:
-            proxy.recorder.metrics.count("handrail_refused_total", "malformed")
+        named = _AUTHORITY.fullmatch(authority)
+        host, port = (named[1].strip("[]").lower(), named[2] or "") if named else ("", "")
+        if path is not None:
+            port = port or "80"
+        elif decoder.length:
+            port = ""  # the content of CONNECT has no meaning, so no two parsers agree on it
+        if not port or not 0 < int(port) < 65536:
+            proxy.recorder.count("handrail_refused_total", "malformed")
             self._answer(400, "Bad request target", "host and port cannot be read")
             return None
         if not self._listener.allows(host, int(port)) and f"{host}:{port}" not in proxy.named:
-            proxy.recorder.metrics.count("handrail_refused_total", "destination")
+            proxy.recorder.count("handrail_refused_total", "destination")
             self._answer(403, "Destination not allowed", f"{host}:{port} is not in forward.allow")
             return None
         if (host, int(port)) in proxy.addresses:
-            proxy.recorder.metrics.count("handrail_refused_total", "loop")
+            proxy.recorder.count("handrail_refused_total", "loop")
             self._answer(508, "Loop", "the destination is this sidecar")
             return None
         bracketed = f"[{host}]" if ":" in host else host
         target = Target(host=host, port=int(port), authority=bracketed if port == "80" else f"{bracketed}:{port}")
-        if self._target is None or (self._target.host, self._target.port) != (target.host, target.port):
+        if path is None or self._target is None or (self._target.host, self._target.port) != (host, target.port):
             old, self._upstream = self._upstream, None
             if old is not None:
                 old.leave()
             self._target = target
-        if url is None:
+        if path is None:
             self.state = _TUNNEL
             self._deadline = 0.0
-            proxy.recorder.metrics.uninspected("tunnel")
+            proxy.recorder.uninspected("tunnel")
             rest, decoder.rest = decoder.rest, b""
             self._to_upstream(rest)
             return None
-        decoder.target = (url._replace(scheme="", netloc="", fragment="").geturl() or "/").encode("latin-1")
-        if not decoder.target.startswith(b"/"):
-            decoder.target = b"/" + decoder.target
+        decoder.target = (path if path.startswith("/") else f"/{path}").encode("latin-1")
         lines = head.split(b"\r\n")
         first = lines[0].split(b" ")
-        authority = target.authority.encode("latin-1")
+        host_value = target.authority.encode("latin-1")
         kept = [b" ".join((first[0], decoder.target, first[2]))]
         dropped = (b"proxy-connection:", b"proxy-authorization:", b"host:")
-        kept.append(b"Host: " + authority)
+        kept.append(b"Host: " + host_value)
         kept += [line for line in lines[1:] if not line.lower().startswith(dropped)]
-        decoder.headers[b"host"] = authority
+        decoder.headers[b"host"] = host_value
         return b"\r\n".join(kept)
 
     # Ends.
 
-    def _bad_request(self, fault: Fault, data: bytes) -> None:
+    def _bad_request(self, fault: Fault) -> None:
         if fault.reason == "http2" and self._listener.target is not None and self._first:
-            self._proxy.recorder.metrics.uninspected("tunnel")
+            self._proxy.recorder.uninspected("tunnel")
             self.state = _TUNNEL
             self._deadline = 0.0
-            self._to_upstream(data if data.startswith(b"PRI") else self.decoder.rest + data)
+            rest, self.decoder.rest = self.decoder.rest, b""
+            self._to_upstream(rest)
             return
-        self._proxy.recorder.metrics.count("handrail_refused_total", fault.reason)
-        forwarded = self._upstream is not None and self._upstream.forwarded
+        self._proxy.recorder.count("handrail_refused_total", fault.reason)
+        forwarded = self.state == _BODY and self._upstream is not None and self._upstream.forwarded
         self._end("client_abort")
         self._drop_upstream()
         if forwarded:
@@ -683,13 +707,12 @@ class _Client(asyncio.Protocol):
         if self._eof and not self._eof_told and state == _WAITING:
             self._eof_told = True
             self._deadline = self._reply_deadline(now)
-            upstream = self._upstream
-            if upstream is not None and upstream.transport is not None and upstream.transport.can_write_eof():
-                upstream.transport.write_eof()
+            if self._upstream is not None:
+                self._upstream.end_writing()
         elif state == _IDLE and not self._first:
             self._finish()
         elif state in (_IDLE, _HEAD):
-            self._proxy.recorder.metrics.count("handrail_refused_total", "header_timeout")
+            self._proxy.recorder.count("handrail_refused_total", "header_timeout")
             self._answer(408, "Request time-out", f"no complete head within {limits.header_seconds:g} s")
         elif state == _HELD:
             self._release("too_slow_to_hold")
@@ -697,7 +720,7 @@ class _Client(asyncio.Protocol):
             if self._paused or (self._upstream is not None and self._upstream.transport is None):
                 self._deadline = now + limits.body_idle_seconds  # it is the upstream that does not read
                 return
-            self._proxy.recorder.metrics.count("handrail_refused_total", "body_timeout")
+            self._proxy.recorder.count("handrail_refused_total", "body_timeout")
             forwarded = self._upstream is not None and self._upstream.forwarded
             self._end("client_abort")
             self._drop_upstream()
@@ -708,7 +731,7 @@ class _Client(asyncio.Protocol):
         elif state == _WAITING:
             if self._upstream is not None and self._upstream.transport is None:
                 return  # still connecting, which has its own limit
-            self._proxy.recorder.metrics.count("handrail_refused_total", "reply_timeout")
+            self._proxy.recorder.count("handrail_refused_total", "reply_timeout")
             self._end("timeout")
             self._drop_upstream()
             self._answer(504, "The upstream did not answer", f"no byte of a reply for {limits.reply_seconds:g} s")
@@ -771,8 +794,9 @@ class _Client(asyncio.Protocol):
             self._proxy.in_flight -= 1
 
     def _cut(self) -> None:
+        """Resets: an orderly end would make a whole reply of one that ends with the connection."""
         self.state = _CLOSED
-        self.transport.abort()
+        _reset(self.transport)
 
     def _drop_upstream(self) -> None:
         upstream, self._upstream = self._upstream, None
@@ -783,7 +807,7 @@ class _Client(asyncio.Protocol):
         """Nothing more will come: closes once what was written is sent."""
         self.state = _CLOSED
         if abort:
-            self.transport.abort()
+            _reset(self.transport)
         else:
             self.transport.close()
         upstream, self._upstream = self._upstream, None
@@ -836,7 +860,7 @@ _CONNECTING, _PIPELINED, _UPSTREAM_FULL = 1, 2, 4
 class _Upstream(asyncio.Protocol):
     """The connection to an upstream that belongs to one client connection."""
 
-    __slots__ = ("_client", "_proxy", "decoder", "forwarded", "started", "transport")
+    __slots__ = ("_client", "_proxy", "decoder", "ended", "forwarded", "started", "transport")
 
     def __init__(self, client: _Client, proxy: "Proxy") -> None:
         self._client: _Client | None = client
@@ -847,6 +871,8 @@ class _Upstream(asyncio.Protocol):
         """Whether any byte of the reply under way was seen."""
         self.forwarded = False
         """Whether any byte of it was passed on."""
+        self.ended = False
+        """Whether it will send no more into a tunnel."""
 
     def expect(self, method: str) -> None:
         self.started = self.forwarded = False
@@ -876,11 +902,10 @@ class _Upstream(asyncio.Protocol):
         client = self._client
         if client is None:
             return False
-        if client.state == _TUNNEL:
-            if client.transport.can_write_eof():
-                client.transport.write_eof()
-                return not client._eof
-            return False
+        if client.state == _TUNNEL and not client._eof and client.transport.can_write_eof():
+            self.ended = True
+            client.transport.write_eof()
+            return True
         at = self._proxy.now()
         self._ended(self.decoder.close(at), at, clean=True)
         return False
@@ -904,6 +929,16 @@ class _Upstream(asyncio.Protocol):
         if self._client is not None:
             self._client.upstream_full(False)
 
+    def end_writing(self) -> bool:
+        """The client will send no more; False where that ends both directions."""
+        transport = self.transport
+        if transport is None:
+            return True  # told when it is there
+        if self.ended or not transport.can_write_eof():
+            return False
+        transport.write_eof()
+        return True
+
     def leave(self, *, abort: bool = False) -> None:
         """The client has no more use for this connection."""
         self._client = None
@@ -921,7 +956,9 @@ class Proxy:
     bodies that arrive in pieces.
     """
 
-    def __init__(self, listeners: list[Listener], limits: LimitsConfig, inspector: Inspector, recorder: Recorder) -> None:
+    def __init__(
+        self, listeners: list[Listener], limits: LimitsConfig, inspector: Inspector, recorder: Recorder
+    ) -> None:
         self.listeners = listeners
         self.limits = limits
         self.inspector = inspector
@@ -1044,7 +1081,7 @@ class Proxy:
                     if reply is not None and reply.size:
                         reason = reply.cut if reply._read is None else reply._read.reason
                         if reason is not None and reason != "not_json":
-                            recorder.metrics.uninspected(reason)
+                            recorder.uninspected(reason)
             except Exception as error:
                 self._contain(error, now)
 
@@ -1067,7 +1104,7 @@ class Proxy:
     def _sweep(self) -> None:
         """Time-outs, findings that only time can make, and the clock's drift."""
         loop = self._loop
-        self.recorder.metrics.gauge("handrail_loop_lag_seconds", max(0.0, loop.time() - self._sweep_due))
+        self.recorder.gauge("handrail_loop_lag_seconds", max(0.0, loop.time() - self._sweep_due))
         self._sweep_due = loop.time() + SWEEP_SECONDS
         self._sweeper = loop.call_later(SWEEP_SECONDS, self._sweep)
         drift = time.time() - (_perf() + self.offset)
@@ -1081,6 +1118,20 @@ class Proxy:
             self.recorder.flush(now)
         except Exception as error:
             self._contain(error, now)
+
+
+def _reset(transport: asyncio.Transport) -> None:
+    """Ends a connection with RST, which no peer takes for the end of a message."""
+    held = transport.get_extra_info("socket")
+    if held is not None:
+        with contextlib.suppress(OSError):
+            held.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _NO_LINGER)
+    transport.abort()
+
+
+_NO_LINGER = struct.pack("ii", 1, 0)
+_PATH = re.compile(r"[/?].*|#.*", re.DOTALL)
+_AUTHORITY = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._~-]+)(?::([0-9]{1,5}))?")
 
 
 def _with_host(head: bytes, authority: bytes) -> bytes:

@@ -2,7 +2,7 @@
 
 import logging
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Protocol
 
 import msgspec
@@ -63,7 +63,11 @@ class FindingGroups:
 
 
 class Recorder:
-    """Writes down what Decisions say: final events and findings to the sinks, all of it to the metrics."""
+    """Writes down what Decisions say: final events and findings to the sinks, all of it to the metrics.
+
+    A containment point: metrics or a sink that raises costs what it was told and nothing else. The other sinks get the
+    record, and the failure is counted as a fault where counting still works, and logged.
+    """
 
     def __init__(self, metrics: Metrics, rows: tuple[Rows, ...]) -> None:
         self.metrics = metrics
@@ -74,34 +78,77 @@ class Recorder:
     def record(self, decision: Decision, now: float) -> None:
         event = decision.event
         if event is not None and event.outcome != "asked":
-            self.metrics.handoff(event)
-            if event.uninspected is not None:
-                self.metrics.uninspected(event.uninspected)
+            try:
+                self.metrics.handoff(event)
+                if event.uninspected is not None:
+                    self.metrics.uninspected(event.uninspected)
+            except Exception as error:
+                self._broken("metrics", error, now)
             for sink in self._rows:
-                sink.put(event)
+                try:
+                    sink.put(event)
+                except Exception as error:
+                    self._broken("sink", error, now)
         if decision.findings:
             for finding in decision.findings:
-                self.metrics.finding(finding)
-                for groups in self._groups:
-                    groups.add(finding, now)
-                if finding.severity != "info":
-                    self._log(("finding", finding.fingerprint), now, "finding: %s: %s", finding.rule, finding.message)
+                self._finding(finding, now)
         if decision.faults:
             for fault in decision.faults:
                 self.fault(fault, now)
+
+    def _finding(self, finding: Finding, now: float) -> None:
+        try:
+            self.metrics.finding(finding)
+        except Exception as error:
+            self._broken("metrics", error, now)
+        for groups in self._groups:
+            try:
+                groups.add(finding, now)
+            except Exception as error:
+                self._broken("sink", error, now)
+        if finding.severity != "info":
+            self._log(("finding", finding.fingerprint), now, "finding: %s: %s", finding.rule, finding.message)
 
     def record_all(self, decisions: Iterable[Decision], now: float) -> None:
         for decision in decisions:
             self.record(decision, now)
 
     def fault(self, fault: Fault, now: float) -> None:
-        self.metrics.fault(fault)
+        try:
+            self.metrics.fault(fault)
+        except Exception as error:
+            self._log(("metrics", "error"), now, "fault: metrics: error: %s: %s", type(error).__name__, error)
         key = (fault.component, fault.reason)
         self._log(key, now, "fault: %s: %s: %s", fault.component, fault.reason, fault.message)
 
+    def _broken(self, component: str, error: Exception, now: float) -> None:
+        message = f"{type(error).__name__}: {error}"
+        self.fault(Fault(component=component, reason="error", message=message, at=now), now)
+
+    def count(self, name: str, *labels: str) -> None:
+        """Adds one to a counter of the metrics; never raises."""
+        self._told(self.metrics.count, name, *labels)
+
+    def uninspected(self, reason: str) -> None:
+        """One message that passed without being read; never raises."""
+        self._told(self.metrics.uninspected, reason)
+
+    def gauge(self, name: str, value: float) -> None:
+        """Sets a gauge of the metrics; never raises."""
+        self._told(self.metrics.gauge, name, value)
+
+    def _told(self, tell: Callable[..., None], *words: object) -> None:
+        try:
+            tell(*words)
+        except Exception as error:
+            log.debug("metrics", exc_info=error)
+
     def flush(self, now: float) -> None:
         for groups in self._groups:
-            groups.flush(now)
+            try:
+                groups.flush(now)
+            except Exception as error:
+                self._broken("sink", error, now)
 
     def _log(self, key: tuple[str, str], now: float, text: str, *words: object) -> None:
         """One line for each key every ten seconds: when everything fails, the counters tell the rest."""

@@ -4,8 +4,8 @@ llhttp (httptools) reads heads and reply bodies. What decides where a request en
 which byte it ends, and refuse what two parsers could read in two ways. One message at a time: bytes behind a complete
 message wait in `rest` until the caller feeds again.
 
-After each `feed` the caller finds in `head` the raw head if it was completed by this call, and in `out` the raw bytes of
-the body that arrived with it, both exactly as received: what may be forwarded.
+After each `feed` the caller finds in `head` the raw head if it was completed by this call, and in `out` the raw bytes
+of the body that arrived with it, both exactly as received: what may be forwarded.
 """
 
 import re
@@ -23,7 +23,7 @@ REASONS = {
     "head_too_large": "the head is larger than limits.header_bytes, header_field_bytes or header_lines",
     "incomplete": "the connection ended inside the message",
     "unexpected": "bytes that belong to no message",
-    "http2": "an HTTP/2 connection (RFC 9113 3.4); the caller tunnels it",
+    "http2": "an HTTP/2 connection (RFC 9113 3.4); the caller tunnels what is in `rest` and what follows",
 }
 
 
@@ -108,6 +108,7 @@ class _Copy:
 
 _ONCE = frozenset({b"host", b"content-length", b"transfer-encoding"})
 _BARE_LF = re.compile(rb"(?<!\r)\n")
+_EMPTY_LINES = re.compile(rb"(?:\r\n)+")
 _METHODS: dict[bytes, str] = {}
 
 
@@ -115,8 +116,8 @@ class RequestDecoder:
     """Bytes that a client sends to requests.
 
     `feed` gives the request that became complete, or a Fault, or None while there is more to come. After a Fault the
-    connection is of no use. What it buffers is bounded by `limits.head_bytes` and `copy_bytes`; a caller that feeds
-    while a complete request is being answered adds to `rest` instead and stops reading.
+    connection is of no use. What it buffers is bounded by `limits.head_bytes` and `copy_bytes`; a caller that has more
+    while a complete request is being answered gives it to `wait` and feeds nothing until then.
     """
 
     def __init__(self, limits: HeadLimits, copy_bytes: int, budget: CopyBudget | None = None) -> None:
@@ -135,7 +136,6 @@ class RequestDecoder:
         self.target = b""
         self.version = "1.1"
         self.headers: dict[bytes, bytes] = {}
-        self.upgrade = False
         self.length = 0
         """Of the body under way in bytes; -1 where it is chunked."""
         self._repeated: bytes | None = None
@@ -167,8 +167,8 @@ class RequestDecoder:
             data = self.rest + data
         else:
             self.started = at
-        while data.startswith(b"\r\n"):  # RFC 9112 2.2: empty lines before a request line are ignored
-            data = data[2:]
+        if data.startswith(b"\r\n"):  # RFC 9112 2.2: empty lines before a request line are ignored
+            data = data[_EMPTY_LINES.match(data).end() :]  # type: ignore[union-attr]
         self.out = b""
         end = data.find(b"\r\n\r\n")
         if end < 0:
@@ -183,6 +183,8 @@ class RequestDecoder:
         self.rest = b""
         fault = self._read_head(head, at)
         if fault is not None:
+            if fault.reason == "http2":
+                self.rest = data
             return fault
         self.head = head
         self._size = 0
@@ -210,17 +212,16 @@ class RequestDecoder:
                 return _fault("head_too_large", f"a header is longer than {limits.field_bytes} bytes", at)
         if head.startswith(b"PRI * HTTP/2"):
             return _fault("http2", "an HTTP/2 connection", at)
-        self.headers = headers = {}
+        headers: dict[bytes, bytes] = {}
+        self.headers = headers
         self.target = b""
         self._repeated = None
-        self.upgrade = False
         parser = self._parser
         if parser is None:
             parser = self._parser = httptools.HttpRequestParser(self)
         try:
             parser.feed_data(head)
-        except httptools.HttpParserUpgrade:
-            self.upgrade = True
+        except httptools.HttpParserUpgrade:  # it reads no further; whether the upgrade happens, the reply says
             self._parser = None
         except httptools.HttpParserError as error:
             return _fault("malformed", str(error), at)
@@ -231,6 +232,8 @@ class RequestDecoder:
         method = parser.get_method()
         self.method = _METHODS.get(method) or _METHODS.setdefault(method, method.decode("latin-1"))
         self.version = parser.get_http_version()
+        if not head.startswith(b"%b %b HTTP/" % (method, self.target)):  # llhttp takes two spaces, RTSP/1.0, a first LF
+            return _fault("malformed", "the request line is not method, target and HTTP/1.x with one space between", at)
         return self._read_framing(headers, at)
 
     def _read_framing(self, headers: dict[bytes, bytes], at: float) -> Fault | None:
@@ -294,13 +297,21 @@ class RequestDecoder:
             self.rest = data[used:]
         return self._complete(at)
 
+    def wait(self, data: bytes, at: float) -> int:
+        """Bytes behind a complete request that is being answered; how many wait now."""
+        if not self.rest:
+            self.started = at
+        self.rest += data
+        return len(self.rest)
+
     def _complete(self, at: float) -> Request:
         copy = self._copy
+        started, self.started = self.started, at  # what is in `rest` begins here
         return Request(
             method=self.method,
             target=self.target.decode("latin-1"),
             headers=self.headers,
-            at=self.started,
+            at=started,
             end=at,
             body=copy.take(),
             size=self._size,
@@ -593,6 +604,8 @@ class ReplyDecoder:
                 self._parser = None
             data = data[end:]
             self._done = None
+            if self._problem is not None:
+                return _fault("ambiguous_framing", self._problem, at)
             if self.status:
                 break
         self._held = b""
