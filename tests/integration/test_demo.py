@@ -1,0 +1,158 @@
+"""The demo shows what it promises, on its own evidence, and leaves nobody behind."""
+
+import os
+import re
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from handrail.edge.demo import AGENTS, EDGES, PLAN, Recorded, examples, judge, read_back
+from handrail.edge.files import read_schemas
+from handrail.schema.registry import Registry
+
+SECONDS = 12.0
+
+
+def _start(command: Sequence[str], directory: Path) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [*command, "demo", "--seconds", str(SECONDS)],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=os.environ | {"TMPDIR": str(directory), "COLUMNS": "100"},
+        start_new_session=True,
+    )
+
+
+@pytest.mark.timeout(120)
+def test_every_failure_is_found_and_every_exchange_is_recorded(handrail_command: Sequence[str], tmp_path: Path) -> None:
+    """Exit 0; ClickHouse holds what the agents counted; each planned failure has its finding, and nothing else has."""
+    process = _start(handrail_command, tmp_path)
+    printed, _ = process.communicate(timeout=110)
+    assert process.returncode == 0, printed
+    made, held = re.search(r"agents made ([\d,]*\d) exchanges; ClickHouse holds ([\d,]*\d)", printed).groups()  # type: ignore[union-attr]
+    assert made == held
+    assert "not planned" not in printed
+    assert "handrail report --clickhouse chdb://" in printed
+    for step in PLAN:
+        assert step.happens in printed
+
+    [place] = tmp_path.glob("handrail-demo-*")
+    recorded = read_back(f"chdb://{place / 'clickhouse'}", "handrail")
+    assert recorded.exchanges == int(made.replace(",", ""))
+    assert all(recorded.edges[edge][0] > 0 for edge in EDGES)
+    found = {kind for kinds in recorded.findings.values() for kind in kinds}
+    assert found == {step.finds for step in PLAN if step.finds is not None}
+    for step in PLAN:
+        if step.finds is not None and step.edge is not None:
+            assert recorded.findings[step.edge][step.finds] > 0
+    assert set(recorded.findings["analyst", "writer"]) == {"schema.violation", "schema.unknown"}
+    assert recorded.findings["coordinator", "researcher"] == {"budget.exceeded": 1}
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 130), (signal.SIGKILL, -9)])
+def test_no_agent_outlives_the_demo(
+    handrail_command: Sequence[str], tmp_path: Path, number: signal.Signals, status: int
+) -> None:
+    """Interrupted, terminated or killed: the agents end with it."""
+    process = _start(handrail_command, tmp_path)
+    try:
+        assert process.stdout is not None
+        assert any("five agents at work" in line for line in process.stdout)
+        agents = _children(process.pid)
+        assert len(agents) >= len(AGENTS)
+        process.send_signal(number)
+        assert process.wait(20) == status
+        assert _until(lambda: not any(map(_is_alive, agents))), "an agent was left behind"
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def _until(is_so: Callable[[], bool], within: float = 20.0) -> bool:
+    end = time.monotonic() + within
+    while not is_so():
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.05)
+    return True
+
+
+def _children(parent: int) -> list[int]:
+    return [int(pid) for pid in Path(f"/proc/{parent}/task/{parent}/children").read_text().split()]
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+ALL_FOUND = Recorded(
+    edges=dict.fromkeys(EDGES, (2, 1.0, 1.0, 0.1)),
+    other=dict.fromkeys(AGENTS, 1),
+    findings={
+        ("analyst", "writer"): {"schema.violation": 3, "schema.unknown": 1},
+        ("writer", "reviewer"): {"output.duplicate": 1},
+        ("coordinator", "researcher"): {"budget.exceeded": 1},
+    },
+)
+TALLY = {(source, target, "handoff"): 2 for source, target in EDGES} | {
+    ("somebody", target, "card"): 1 for target in AGENTS
+}
+
+
+def test_equal_counts_and_every_failure_found_is_good() -> None:
+    """What the agents counted is what ClickHouse holds."""
+    verdict = judge(TALLY, ALL_FOUND)
+    assert verdict.good
+    assert (verdict.made, verdict.recorded) == (17, 17)
+    assert verdict.unplanned == ()
+
+
+@pytest.mark.parametrize("change", [-1, 1])
+def test_one_exchange_too_few_or_too_many_is_told_by_edge(change: int) -> None:
+    """Lost or recorded twice: not good, and the edge is named."""
+    tally = dict(TALLY)
+    tally["analyst", "writer", "handoff"] += change
+    verdict = judge(tally, ALL_FOUND)
+    assert not verdict.good
+    assert verdict.differences == (f"analyst → writer: the agents made {2 + change}, ClickHouse holds 2",)
+    cards = judge(TALLY | {("somebody", "writer", "card"): 1 + change}, ALL_FOUND)
+    assert not cards.good
+    assert cards.differences == (f"cards of writer: the agents read {1 + change}, ClickHouse holds 1",)
+
+
+def test_two_errors_that_cancel_out_are_still_told() -> None:
+    """Equal totals are not enough."""
+    tally = dict(TALLY)
+    tally["analyst", "writer", "handoff"] -= 1
+    tally["writer", "reviewer", "handoff"] += 1
+    verdict = judge(tally, ALL_FOUND)
+    assert verdict.made == verdict.recorded
+    assert not verdict.good
+
+
+def test_a_failure_that_was_not_found_is_not_good() -> None:
+    """And a finding that nothing in the plan explains is told."""
+    findings = dict(ALL_FOUND.findings)
+    findings["writer", "reviewer"] = {"graph.cycle": 1}
+    verdict = judge(TALLY, msgspec.structs.replace(ALL_FOUND, findings=findings))
+    assert not verdict.good
+    assert [step.finds for step in verdict.missed] == ["output.duplicate"]
+    assert verdict.unplanned == ("graph.cycle",)
+
+
+def test_every_edge_of_the_example_has_a_schema_that_can_be_enforced() -> None:
+    """The contracts are loaded by the registry as they are, one for each edge."""
+    registry = Registry()
+    assert registry.load(read_schemas(str(examples() / "schemas"))) == []
+    assert set(registry.subjects) == {f"{source}.{target}" for source, target in EDGES}
