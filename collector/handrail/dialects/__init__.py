@@ -278,15 +278,15 @@ def begin(
 
 
 def complete(event: Event, exchange: Exchange, **fields: object) -> Event:
-    """The asked event with the reply's half: outcome, status, times and sizes; `fields` override what HTTP says."""
-    request, reply = exchange.request, exchange.reply
-    known: dict[str, object] = {
-        "outcome": outcome_of(exchange),
-        "overhead_ms": exchange.overhead_ms,
-        "duration_ms": max(0.0, exchange.ended - request.at) * 1000,
-    }
+    """The asked event with the reply's half: times, sizes, and where `fields` do not say, outcome and status."""
+    reply = exchange.reply
+    if "outcome" not in fields:
+        fields["outcome"] = outcome_of(exchange)
+    fields["overhead_ms"] = exchange.overhead_ms
+    fields["duration_ms"] = max(0.0, exchange.ended - exchange.request.at) * 1000
     if reply is not None:
-        known["status"] = reply.status
-        known["ttfb_ms"] = max(0.0, reply.at - request.end) * 1000
-        known["reply_bytes"] = reply.size
-    return msgspec.structs.replace(event, **(known | fields))
+        if "status" not in fields:
+            fields["status"] = reply.status
+        fields["ttfb_ms"] = max(0.0, reply.at - exchange.request.end) * 1000
+        fields["reply_bytes"] = reply.size
+    return msgspec.structs.replace(event, **fields)

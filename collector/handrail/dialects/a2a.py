@@ -252,8 +252,10 @@ class A2a:
         """The task's state decides the outcome where the reply tells one; the last one where it is a stream."""
         (event,) = asked
         reply = exchange.reply
+        message = _message_of(exchange) if event.kind == "handoff" else {}
+        message_id = text(message.get("messageId") or message.get("message_id"))
         if reply is None:
-            self._remember(exchange, event, None)
+            self._remember(event, message, message_id, None)
             return (complete(event, exchange),)
         seen = _Seen()
         for value in _values(exchange, seen):
@@ -272,15 +274,15 @@ class A2a:
             fields["reply"] = seen.content()
         if event.workflow is None and seen.context is not None:
             fields["workflow"] = self._contexts.get(seen.context, seen.context)
-        if seen.task is not None and (event.task is None or event.task == _message_id(exchange)):
+        if seen.task is not None and (event.task is None or event.task == message_id):
             fields["task"] = seen.task
         if seen.is_cut and event.uninspected is None:
             fields["uninspected"] = "stream_too_long"
         done = complete(event, exchange, **fields)
-        self._remember(exchange, done, seen)
+        self._remember(done, message, message_id, seen)
         return (done,)
 
-    def _remember(self, exchange: Exchange, event: Event, seen: "_Seen | None") -> None:
+    def _remember(self, event: Event, message: Mapping[str, Any], message_id: str | None, seen: "_Seen | None") -> None:
         """Join the context, the task and the message to the workflow, for the hops to come."""
         if event.kind == "read" and event.operation not in ("GetTask", "tasks/get", "tasks/{id}"):
             return
@@ -295,21 +297,19 @@ class A2a:
                     self._waiting.put(seen.task, None)
                 elif seen.state is not None:
                     self._waiting.pop(seen.task, None)
-        if event.kind == "handoff" and event.digest is not None:
-            message = _message_of(exchange)
+        if workflow is not None:
             context = text(message.get("contextId") or message.get("context_id"))
-            if context is not None and workflow is not None:
+            if context is not None:
                 self._contexts.put(context, workflow)
-            message_id = text(message.get("messageId") or message.get("message_id"))
-            if message_id is not None:
-                self._sent.put((message_id, event.digest), (workflow, event.task))
+        if message_id is not None and event.digest is not None and event.kind == "handoff":
+            self._sent.put((message_id, event.digest), (workflow, event.task))
 
     def _learn(self, exchange: Exchange, value: object) -> _Card | None:
         """Remember an agent card under the upstream, the host it was asked from, and its interfaces' authorities."""
         if type(value) is not dict or (name := text(value.get("name"))) is None:
             return None
         card = _Card(name, text(value.get("version")))
-        interfaces = [split for url in _urls(value) if (split := _split(url)) is not None]
+        interfaces = [split for face in _interfaces(value)[:64] if (split := _split(face.get("url"))) is not None]
         paths = {split.path.rstrip("/") for split in interfaces} or {""}
         here = {exchange.route.upstream.lower(), (exchange.request.header("host") or "").lower()} - {""}
         for authority in here:
@@ -468,11 +468,6 @@ def _message_of(exchange: Exchange) -> Mapping[str, Any]:
     return _message_in(value)[0]
 
 
-def _message_id(exchange: Exchange) -> str | None:
-    message = _message_of(exchange)
-    return text(message.get("messageId") or message.get("message_id"))
-
-
 def _task_said(params: object) -> dict[str, Any]:
     if type(params) is not dict:
         return {}
@@ -536,15 +531,7 @@ def rewrite_card(card: bytes, own_base_url: str) -> bytes | None:
     if type(value) is not dict or type(value.get("name")) is not str or own is None:
         return None
     moved = False
-    holders = [value] if value.get("preferredTransport") != "GRPC" else []
-    for key in ("supportedInterfaces", "additionalInterfaces"):
-        if type(interfaces := value.get(key)) is list:
-            holders += [
-                face
-                for face in interfaces
-                if type(face) is dict and "GRPC" not in (face.get("protocolBinding"), face.get("transport"))
-            ]
-    for holder in holders:
+    for holder in _interfaces(value):
         split = _split(holder.get("url"))
         if split is not None:
             holder["url"] = urlunsplit(split._replace(scheme=own.scheme, netloc=own.netloc))
@@ -555,13 +542,17 @@ def rewrite_card(card: bytes, own_base_url: str) -> bytes | None:
     return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
 
 
-def _urls(card: Mapping[str, Any]) -> Iterator[object]:
-    yield card.get("url")
+def _interfaces(card: dict[str, Any]) -> list[dict[str, Any]]:
+    """The objects of a card that hold the `url` of an HTTP interface; the card itself is one in 0.3."""
+    found = [card] if card.get("preferredTransport") != "GRPC" else []
     for key in ("supportedInterfaces", "additionalInterfaces"):
-        if type(interfaces := card.get(key)) is list:
-            for interface in interfaces[:64]:
-                if type(interface) is dict:
-                    yield interface.get("url")
+        if type(faces := card.get(key)) is list:
+            found += [
+                face
+                for face in faces
+                if type(face) is dict and "GRPC" not in (face.get("protocolBinding"), face.get("transport"))
+            ]
+    return found
 
 
 def _split(url: object) -> Any:
