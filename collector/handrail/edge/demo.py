@@ -615,22 +615,20 @@ class _Show:
 async def _follow(plan: Sequence[Step], cast: Cast, board: Board, seconds: float) -> None:
     """The plan, step by step, until its time is over and what was stalled had time to have its effect."""
     over = board.started + seconds
-    understudies = {
-        index: await cast.enter(step.agent, step.version, wait=True)
-        for index, step in enumerate(plan[:1])
-        if step.version is not None
-    }
-    for index, step in enumerate(plan):
-        following = index + 1
+
+    async def prepared(step: Step) -> asyncio.subprocess.Process | None:
+        return None if step.version is None else await cast.enter(step.agent, step.version, wait=True)
+
+    understudy = await prepared(plan[0])
+    for index, step in enumerate(plan, 1):
         await asyncio.sleep(max(0.0, board.started + step.at * seconds - time.time()))
-        if step.version is not None:
-            await cast.replace(step.agent, understudies[index])
+        if understudy is not None:
+            await cast.replace(step.agent, understudy)
         else:
             cast.tell(step.agent, stall=step.stall_seconds)
             over = max(over, time.time() + step.stall_seconds + 2.0)
         board.say("bold", f"▸ {step.happens}")
-        if following < len(plan) and (version := plan[following].version) is not None:
-            understudies[following] = await cast.enter(plan[following].agent, version, wait=True)
+        understudy = await prepared(plan[index]) if index < len(plan) else None
     await asyncio.sleep(max(0.0, over - time.time()))
 
 
@@ -648,11 +646,11 @@ async def _perform(
             await loop.run_in_executor(None, sidecar.start)
             await cast.ready()
         board.started = time.time()
-        board.say("bold", "▸ five agents at work, each behind its own listener")
-        cast.tell("coordinator", go=True)
         with _Show(console, board, seconds, sidecar.metrics) as show:
             showing = asyncio.ensure_future(show.go_on())
             try:
+                board.say("bold", f"▸ five agents at work, each behind its own listener; {sidecar.metrics}")
+                cast.tell("coordinator", go=True)
                 await _follow(PLAN, cast, board, seconds)
                 if keep:
                     board.say("bold", "▸ the plan is over; Ctrl-C ends the demo")
@@ -661,6 +659,8 @@ async def _perform(
                 await asyncio.sleep(0.3)  # the last hand-over is answered after the report is published
             finally:
                 showing.cancel()
+                with contextlib.suppress(asyncio.CancelledError):
+                    await showing
     finally:
         loop.remove_signal_handler(signal.SIGTERM)
         await asyncio.shield(cast.leave())
