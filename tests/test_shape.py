@@ -1,13 +1,16 @@
-"""What erodes first: a core that does no I/O, imports that point one way, names that say something."""
+"""What erodes first: a core without I/O, imports that point one way, names that say something, few dependencies."""
 
 import ast
 import re
-from collections.abc import Iterator, Mapping
+import sys
+import tomllib
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import pytest
 
-PACKAGE = Path(__file__).parents[1] / "collector" / "handrail"
+REPOSITORY = Path(__file__).parents[1]
+PACKAGE = REPOSITORY / "collector" / "handrail"
 
 RANKS: Mapping[str, int] = {
     "event": 0,
@@ -133,6 +136,51 @@ def area_of(path: Path) -> str:
 
 
 MODULES = [pytest.param(path, id=str(path.relative_to(PACKAGE))) for path in sorted(PACKAGE.rglob("*.py"))]
+
+
+def third_party(*sources: str) -> set[str]:
+    """The top-level packages that are neither the standard library's nor ours."""
+    names = {
+        name.partition(".")[0] for source in sources for node in ast.walk(ast.parse(source)) for name in imported(node)
+    }
+    return names - set(sys.stdlib_module_names) - {"handrail"}
+
+
+IMPORT_NAMES = {"pyyaml": "yaml"}
+"""What a distribution is imported as, where that is not its name."""
+
+
+def distributions(requirements: Iterable[str]) -> set[str]:
+    """Requirements to the names under which they are imported; extras of our own are left out."""
+    names = {re.split(r"[<>=;\[ ]", requirement)[0].lower() for requirement in requirements}
+    return {IMPORT_NAMES.get(name, name.replace("-", "_")) for name in names} - {"handrail"}
+
+
+def test_dependencies_are_what_is_imported() -> None:
+    """No import that is not declared, and nothing declared that is not imported."""
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
+    used = third_party(*(path.read_text() for path in PACKAGE.rglob("*.py")))
+    required = distributions(project["dependencies"])
+    optional = distributions(
+        requirement for extra in project["optional-dependencies"].values() for requirement in extra
+    )
+
+    assert used - required - optional == set()
+    assert required - used == set()
+
+
+def test_every_dependency_has_a_reason() -> None:
+    """Written on its line."""
+    listed = (REPOSITORY / "pyproject.toml").read_text().partition("\ndependencies = [\n")[2].partition("\n]")[0]
+
+    assert listed
+    assert [line for line in listed.splitlines() if "  # " not in line] == []
+
+
+def test_undeclared_imports_are_noticed() -> None:
+    """Inside functions too; the standard library and Handrail itself are not third parties."""
+    assert third_party("import os\ndef f():\n    from left.pad import x\nimport handrail.event") == {"left"}
+    assert distributions(["a-b[c]>=1; x", "PyYAML>=6", "handrail[demo]"]) == {"a_b", "yaml"}
 
 
 def test_every_area_has_a_rank() -> None:
