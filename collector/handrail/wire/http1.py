@@ -205,11 +205,10 @@ class RequestDecoder:
 
     def _read_head(self, head: bytes, at: float) -> Fault | None:
         limits = self._limits
-        if len(head) > limits.field_bytes:
-            if len(head) > limits.head_bytes:
-                return _fault("head_too_large", f"the head is longer than {limits.head_bytes} bytes", at)
-            if max(map(len, head.split(b"\r\n"))) > limits.field_bytes:
-                return _fault("head_too_large", f"a header is longer than {limits.field_bytes} bytes", at)
+        if len(head) > limits.head_bytes:
+            return _fault("head_too_large", f"the head is longer than {limits.head_bytes} bytes", at)
+        if len(head) > limits.field_bytes and max(map(len, head.split(b"\r\n"))) > limits.field_bytes:
+            return _fault("head_too_large", f"a header is longer than {limits.field_bytes} bytes", at)
         if head.startswith(b"PRI * HTTP/2"):
             return _fault("http2", "an HTTP/2 connection", at)
         headers: dict[bytes, bytes] = {}
