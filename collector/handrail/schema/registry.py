@@ -6,9 +6,11 @@ neither a URL nor a file is ever opened. Its patterns run on a linear-time engin
 an annotation in 2019-09 and 2020-12.
 """
 
+import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NoReturn
+from urllib.parse import unquote, urljoin
 
 import jsonschema_rs
 import msgspec
@@ -26,9 +28,10 @@ MAX_SUBSCHEMAS = 2_000
 definitions that each name the one before twice are a billion checks."""
 
 MAX_VIOLATIONS = 20
-WORK_FOR_ALL = 20_000
-"""Nodes of the payload times subschemas that may apply to one value, up to which every violation is looked for. Past it
-the first one is reported: jsonschema-rs builds all errors before it gives out one, and 100,000 of them take 1.7 s."""
+WORK = 20_000
+"""How many checks of a subschema on a value may be spent on saying where a payload is wrong. That it is wrong costs
+microseconds; jsonschema-rs builds all errors before it gives out one (100,000 of them take 1.7 s), and where a schema
+applies several subschemas to one value level after level, what it builds doubles with each level of the payload."""
 
 DRAFTS = {
     "http://json-schema.org/draft-04/schema": "draft-04",
@@ -69,16 +72,17 @@ class SchemaError(ValueError):
 class Schema:
     """One version of one subject, compiled. Raises SchemaError where it cannot be enforced."""
 
-    __slots__ = ("_fits", "_iter_errors", "_names", "_validate", "digest", "draft", "subject", "version", "work")
+    __slots__ = ("_fits", "_iter_errors", "_names", "_shape", "_validate", "digest", "draft", "subject", "version")
 
     def __init__(self, subject: str, version: str, raw: bytes) -> None:
         document = _read(raw)
         self.subject, self.version = subject, version
         self.digest = xxhash.xxh3_128_hexdigest(raw)
-        self.draft, validator = _compile(document)
-        names: set[str] = set()
-        self.work = _measure(document, names)
-        self._names = frozenset(names)
+        self.draft = _draft_of(document)
+        outline = _Outline(document, self.draft)
+        self._shape = outline.shape()
+        self._names = frozenset(outline.names)
+        validator = _compile(document, outline)
         self._fits = validator.is_valid
         self._validate = validator.validate
         self._iter_errors = validator.iter_errors
@@ -98,7 +102,11 @@ class Schema:
         try:
             if self._fits(payload):
                 return []
-            if self.work * _nodes(payload, WORK_FOR_ALL // self.work) > WORK_FOR_ALL:
+            nodes, depth = _size(payload, WORK)
+            applied = self._shape.applied(depth)
+            if applied > WORK:
+                return [Violation("", "schema", "does not satisfy the schema, which is too entangled to say where", "")]
+            if applied * nodes > WORK:
                 self._validate(payload)
                 return []
             errors = self._iter_errors(payload)
@@ -208,22 +216,25 @@ def _escape(step: str) -> str:
     return step.replace("~", "~0").replace("/", "~1")
 
 
-def _nodes(value: Any, limit: int) -> int:
-    """How many values there are in a payload; counting stops soon after `limit`."""
-    count = 0
-    rest = [value]
-    while rest:
-        value = rest.pop()
-        count += 1
-        if isinstance(value, dict):
-            if count + len(rest) + len(value) > limit:
-                return limit + 1
-            rest.extend(value.values())
-        elif isinstance(value, list | tuple):
-            if count + len(rest) + len(value) > limit:
-                return limit + 1
-            rest.extend(value)
-    return count
+def _size(value: Any, limit: int) -> tuple[int, int]:
+    """How many values there are in a payload, and how deep; counting the values stops soon after `limit`."""
+    count = depth = 0
+    level = [value]
+    while level:
+        count += len(level)
+        depth += 1
+        below: list[Any] = []
+        for each in level:
+            if isinstance(each, dict):
+                below.extend(each.values())
+            elif isinstance(each, list | tuple):
+                below.extend(each)
+            if len(below) > limit:
+                return limit + 1, max(depth, 128)
+        if count > limit:
+            return limit + 1, max(depth, 128)
+        level = below
+    return count, depth
 
 
 def _read(raw: bytes) -> Any:
@@ -244,30 +255,32 @@ def _refuse(uri: str) -> NoReturn:
 _LINEAR = jsonschema_rs.RegexOptions()
 
 
-def _compile(document: Any) -> tuple[str, jsonschema_rs.Validator]:
+def _draft_of(document: Any) -> str:
     if not isinstance(document, dict | bool):
         raise SchemaError("is not a schema: expected an object or a boolean")
     named = document.get("$schema") if isinstance(document, dict) else None
-    draft = DEFAULT_DRAFT
-    if named is not None:
-        known = DRAFTS.get(named.rstrip("#")) if isinstance(named, str) else None
-        if known is None:
-            raise SchemaError(f"/$schema: unknown draft; known are {', '.join(DRAFTS)}")
-        draft = known
-    _refuse_references(document)
+    if named is None:
+        return DEFAULT_DRAFT
+    known = DRAFTS.get(named.rstrip("#")) if isinstance(named, str) else None
+    if known is None:
+        raise SchemaError(f"/$schema: unknown draft; known are {', '.join(DRAFTS)}")
+    return known
+
+
+def _compile(document: Any, outline: "_Outline") -> jsonschema_rs.Validator:
     try:
-        return draft, jsonschema_rs.validator_for(document, retriever=_refuse, pattern_options=_LINEAR, mask="…")
+        return jsonschema_rs.validator_for(document, retriever=_refuse, pattern_options=_LINEAR, mask="…")
     except jsonschema_rs.ValidationError as error:
-        path = "".join("/" + _escape(str(step)) for step in error.instance_path)
+        path = "".join("/" + _escape(str(step)) for step in error.instance_path) or "/"
         kind = type(error.kind).__name__
         if kind == "Format":
             raise SchemaError(
-                f"{path or '/'}: pattern is not a regular expression that runs in linear time "
+                f"{path}: pattern is not a regular expression that runs in linear time "
                 "(look-around and back-references do not)"
             ) from None
         if kind == "Referencing":
-            raise SchemaError(error.message) from None
-        raise SchemaError(f"{path or '/'}: is not a schema: {error.message}") from None
+            raise SchemaError(outline.dangling() or error.message) from None
+        raise SchemaError(f"{path}: is not a schema: {error.message}") from None
     except ValueError as error:
         raise SchemaError(f"cannot be compiled: {error}") from None
 
@@ -275,130 +288,216 @@ def _compile(document: Any) -> tuple[str, jsonschema_rs.Validator]:
 _LITERAL = frozenset({"const", "enum", "default", "examples", "example"})
 _MAPS = frozenset({"properties", "patternProperties", "$defs", "definitions", "dependentSchemas", "dependencies"})
 _IN_PLACE = frozenset({"allOf", "anyOf", "oneOf", "not", "if", "then", "else", "dependentSchemas", "dependencies"})
+"""These apply their subschemas to the very value that the schema is applied to; so do references."""
+_ONE_OF_THESE = frozenset(
+    {"properties", "additionalProperties", "unevaluatedProperties"}
+    | {"prefixItems", "items", "additionalItems", "unevaluatedItems"}
+)
+"""Of these at most one subschema is applied to any one member of an object or item of an array."""
+_EACH_OF_THESE = frozenset({"patternProperties", "contains"})
 _REFERENCES = ("$ref", "$dynamicRef", "$recursiveRef")
 
 
-def _children(schema: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """The keyword and the subschema, for each subschema.
+class _Part(msgspec.Struct, frozen=True, eq=False):
+    """A subschema, where it stands, and the URI that its references start from."""
 
-    Keywords that no draft knows count: a reference may lead there.
+    path: str
+    base: str
+    schema: dict[str, Any]
+    depth: int
+
+
+class _Shape(msgspec.Struct, frozen=True):
+    """How much work a schema can make of one payload."""
+
+    work: int = 1
+    """The most subschemas that apply to one value for each time that the schema above applies."""
+    growth: int = 1
+    """How many times over that happens again one level down."""
+    height: float = 0
+    """Levels of a payload that the schema looks at; infinite where it is recursive."""
+
+    def applied(self, depth: int) -> float:
+        """The most subschemas that may be applied to one value of a payload of this depth."""
+        levels = min(depth, self.height)
+        return self.work * math.pow(self.growth, min(levels, 64))
+
+
+class _Outline:
+    """A schema as a graph of subschemas and references, before it is compiled.
+
+    Raises SchemaError past the limits on depth and number. Needs no well-formed schema: what is malformed is left to
+    the compiler, which knows better how to say so.
     """
-    for keyword, value in schema.items():
-        if keyword in _LITERAL:
-            continue
-        if isinstance(value, dict):
-            if keyword in _MAPS:
-                for member in value.values():
-                    if isinstance(member, dict):
-                        yield keyword, member
-            else:
-                yield keyword, value
-        elif isinstance(value, list):
-            for member in value:
-                if isinstance(member, dict):
-                    yield keyword, member
 
+    def __init__(self, document: Any, draft: str) -> None:
+        self.names: set[str] = set()
+        self._parts: dict[int, _Part] = {}
+        self._resources: dict[str, _Part] = {}
+        self._anchors: dict[str, list[_Part]] = {}
+        self._identity = "id" if draft == "draft-04" else "$id"
+        rest = [_Part("", "", document, 1)] if isinstance(document, dict) else []
+        while rest:
+            part = self._enter(rest.pop())
+            rest.extend(child for _, child in self._children(part))
 
-def _refuse_references(document: Any) -> None:
-    """Raise SchemaError for a reference that leaves the document, wherever it stands, even where nothing leads to it.
-
-    A reference to an `$id` inside the document is left to the compiler, which opens nothing.
-    """
-    rest: list[tuple[str, Any]] = [("", document)]
-    ids: set[str] = set()
-    found: list[tuple[str, str]] = []
-    while rest:
-        path, schema = rest.pop()
-        if not isinstance(schema, dict):
-            continue
-        for name in ("$id", "id"):
-            if isinstance(schema.get(name), str):
-                ids.add(schema[name].split("#")[0])
-        for name in _REFERENCES:
-            target = schema.get(name)
-            if isinstance(target, str) and not target.startswith("#"):
-                found.append((f"{path}/{name}", target))
-        rest.extend((f"{path}/{_escape(keyword)}", child) for keyword, child in _children(schema))
-    for path, target in found:
-        base = target.split("#")[0]
-        if base not in ids and base.rstrip("#") not in DRAFTS and not any(own.endswith("/" + base) for own in ids):
-            raise SchemaError(f"{path}: references leave the document, and none is fetched: {target}")
-
-
-def _measure(document: Any, names: set[str]) -> int:
-    """Collect the property names that a schema names, and count the subschemas that may apply to one value.
-
-    Raises SchemaError past the limits on depth and number.
-    """
-    if not isinstance(document, dict):
-        return 1
-    count = 0
-    schemas: list[dict[str, Any]] = []
-    rest: list[tuple[int, dict[str, Any]]] = [(1, document)]
-    while rest:
-        depth, schema = rest.pop()
-        count += 1
-        if depth > MAX_DEPTH:
+    def _enter(self, part: _Part) -> _Part:
+        if part.depth > MAX_DEPTH:
             raise SchemaError(f"nests subschemas deeper than {MAX_DEPTH}")
-        if count > MAX_SUBSCHEMAS:
+        if len(self._parts) >= MAX_SUBSCHEMAS:
             raise SchemaError(f"has more than {MAX_SUBSCHEMAS} subschemas")
-        schemas.append(schema)
+        schema, identity = part.schema, part.schema.get(self._identity)
+        if not self._parts:
+            self._resources[""] = part
+        if isinstance(identity, str):
+            if identity.startswith("#"):
+                self._anchors.setdefault(part.base + identity, []).append(part)
+            else:
+                part = msgspec.structs.replace(part, base=_joined(part.base, identity).partition("#")[0])
+                self._resources[part.base] = part
+        for name in ("$anchor", "$dynamicAnchor"):
+            if isinstance(schema.get(name), str):
+                self._anchors.setdefault(f"{part.base}#{schema[name]}", []).append(part)
+                if name == "$dynamicAnchor":
+                    self._anchors.setdefault(f"*#{schema[name]}", []).append(part)
         for keyword in ("properties", "dependentSchemas", "dependencies", "dependentRequired"):
             if isinstance(schema.get(keyword), dict):
-                names.update(schema[keyword])
+                self.names.update(schema[keyword])
         if isinstance(schema.get("required"), list):
-            names.update(name for name in schema["required"] if isinstance(name, str))
-        rest.extend((depth + 1, child) for _, child in _children(schema))
-    return _widest(document, schemas)
+            self.names.update(name for name in schema["required"] if isinstance(name, str))
+        self._parts[id(schema)] = part
+        return part
 
+    def _children(self, part: _Part) -> Iterator[tuple[str, _Part]]:
+        """The keyword and the subschema, for each subschema.
 
-def _widest(document: dict[str, Any], schemas: Sequence[dict[str, Any]]) -> int:
-    """The most subschemas that apply to one and the same value, local references followed."""
-    anchors = {
-        "#" + schema[name]: schema
-        for schema in schemas
-        for name in ("$anchor", "$dynamicAnchor")
-        if isinstance(schema.get(name), str)
-    }
-    anchors |= {schema["$id"]: schema for schema in schemas if isinstance(schema.get("$id"), str)}
-    applying: dict[int, int] = {}
+        Keywords that no draft knows count: a reference may lead there.
+        """
+        for keyword, value in part.schema.items():
+            if keyword in _LITERAL:
+                continue
+            path = f"{part.path}/{_escape(keyword)}"
+            members: list[tuple[str, Any]] = []
+            if isinstance(value, list):
+                members = [(f"{path}/{index}", member) for index, member in enumerate(value)]
+            elif isinstance(value, dict) and keyword in _MAPS:
+                members = [(f"{path}/{_escape(str(name))}", member) for name, member in value.items()]
+            elif isinstance(value, dict):
+                members = [(path, value)]
+            for where, member in members:
+                if isinstance(member, dict):
+                    known = self._parts.get(id(member))
+                    yield keyword, known or _Part(where, part.base, member, part.depth + 1)
 
-    def applied(schema: dict[str, Any], open_: frozenset[int]) -> int:
-        known = applying.get(id(schema))
-        if known is not None:
-            return known
-        if id(schema) in open_:
-            return 0  # a cycle at one and the same value: the compiler visits it once
-        if len(open_) > MAX_SUBSCHEMAS // 4:
-            raise SchemaError("follows references through too many definitions")
-        inner = open_ | {id(schema)}
-        total = 1
-        for keyword, child in _children(schema):
-            if keyword in _IN_PLACE:
-                total += applied(child, inner)
+    def _referred(self, part: _Part) -> Iterator[tuple[str, str, list[_Part]]]:
+        """Keyword, text and possible targets of each reference of a subschema."""
         for name in _REFERENCES:
-            target = schema.get(name)
-            if isinstance(target, str):
-                found = anchors.get(target)
-                if found is None and target.startswith("#"):
-                    found = _pointed(document, target[1:])
-                if isinstance(found, dict):
-                    total += applied(found, inner)
-        if total > MAX_SUBSCHEMAS:
-            raise SchemaError(f"applies more than {MAX_SUBSCHEMAS} subschemas to one value, references followed")
-        applying[id(schema)] = total
-        return total
+            text = part.schema.get(name)
+            if not isinstance(text, str):
+                continue
+            uri = part.base + text if text.startswith("#") else _joined(part.base, text)
+            resource, _, fragment = uri.partition("#")
+            root = self._resources.get(resource)
+            found = []
+            if not fragment and root is not None:
+                found = [root]
+            elif fragment.startswith("/") and root is not None:
+                target = _pointed(root.schema, unquote(fragment))
+                if isinstance(target, dict):
+                    found = [self._parts.get(id(target)) or _Part("", root.base, target, 1)]
+            else:
+                found = list(self._anchors.get(uri, ()))
+            if name == "$dynamicRef":
+                found += [each for each in self._anchors.get(f"*#{fragment}", ()) if each not in found]
+            yield name, text, found
 
-    return max(applied(schema, frozenset()) for schema in schemas)
+    def dangling(self) -> str | None:
+        """The first reference that leads nowhere in the document."""
+        for part in self._parts.values():
+            for name, text, found in self._referred(part):
+                resource = text.partition("#")[0]
+                if not found and resource not in DRAFTS:
+                    why = "is not in the document" if not resource else "leaves the document, and nothing is fetched"
+                    return f"{part.path}/{name}: {text} {why}"
+        return None
+
+    def shape(self) -> _Shape:
+        """How much work the schema can make. Raises SchemaError where one value can make endless work."""
+        known: dict[int, tuple[int, int]] = {}
+
+        def applied(part: _Part, trail: tuple[int, ...]) -> tuple[int, int]:
+            """Subschemas that apply to one value with this one, and subschemas that they apply to one value in it."""
+            key = id(part.schema)
+            if key in known:
+                return known[key]
+            if key in trail:
+                raise SchemaError(f"{part.path or '/'}: references lead back here without a step into the payload")
+            if len(trail) > 4 * MAX_DEPTH:
+                raise SchemaError(f"{part.path or '/'}: follows references through too many definitions")
+            inner = (*trail, key)
+            work, each = 1, 0
+            some = False
+            for keyword, child in self._children(part):
+                if keyword in _IN_PLACE:
+                    more, below = applied(child, inner)
+                    work, each = work + more, each + below
+                elif keyword in _EACH_OF_THESE:
+                    each += 1
+                elif keyword in _ONE_OF_THESE:
+                    some = True
+            for _, _, found in self._referred(part):
+                reached = [applied(target, inner) for target in found]
+                work += max((more for more, _ in reached), default=0)
+                each += max((below for _, below in reached), default=0)
+            if work > MAX_SUBSCHEMAS:
+                raise SchemaError(f"applies more than {MAX_SUBSCHEMAS} subschemas to one value, references followed")
+            known[key] = work, each + some
+            return known[key]
+
+        for part in list(self._parts.values()):
+            applied(part, ())
+        work = max((work for work, _ in known.values()), default=1)
+        growth = max((growth for _, growth in known.values()), default=1)
+        return _Shape(work, max(1, growth), self._height())
+
+    def _height(self) -> float:
+        heights: dict[int, float] = {}
+
+        def height(part: _Part, trail: tuple[int, ...]) -> float:
+            key = id(part.schema)
+            if key in heights:
+                return heights[key]
+            if key in trail or len(trail) > 4 * MAX_DEPTH:
+                return math.inf
+            inner = (*trail, key)
+            high: float = 0
+            for keyword, child in self._children(part):
+                if keyword in _IN_PLACE:
+                    high = max(high, height(child, inner))
+                elif keyword in _ONE_OF_THESE or keyword in _EACH_OF_THESE:
+                    high = max(high, 1 + height(child, inner))
+            for _, _, found in self._referred(part):
+                high = max(high, *(height(target, inner) for target in found), 0)
+            heights[key] = high
+            return high
+
+        return height(self._resources[""], ()) if self._parts else 0
+
+
+def _joined(base: str, reference: str) -> str:
+    try:
+        return urljoin(base, reference)
+    except ValueError:
+        return reference
 
 
 def _pointed(document: Any, pointer: str) -> Any:
     value = document
     for step in pointer.split("/")[1:]:
-        step = step.replace("~1", "/").replace("~0", "~").replace("%25", "%")
+        step = step.replace("~1", "/").replace("~0", "~")
         if isinstance(value, dict):
             value = value.get(step)
-        elif isinstance(value, list) and step.isdigit() and int(step) < len(value):
+        elif isinstance(value, list) and step.isdecimal() and int(step) < len(value):
             value = value[int(step)]
         else:
             return None
