@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 import msgspec
 
 from handrail.config import Config
-from handrail.dialects import Asked, Reader
+from handrail.dialects import Asked, Dialect, Reader
 from handrail.dialects.a2a import A2a
 from handrail.dialects.cloudevents import CloudEvents
 from handrail.dialects.custom import Custom
@@ -192,7 +192,11 @@ def build(config: Config, registry: Registry, watches: Sequence[Watch], file: st
     Raises ConfigError naming the key of a JMESPath that is wrong.
     """
     own = [Custom(entry, f"custom[{index}]", file) for index, entry in enumerate(config.custom)]
-    reader = Reader([*own, CloudEvents(), A2a(), Envelope(config.envelope, file)], Http())
+    envelope = Envelope(config.envelope, file)
+    # An envelope is told apart by one key of its body, which no A2A request has; one that is looked for somewhere
+    # inside the body could be found in A2A's own message.
+    known: list[Dialect] = [envelope, A2a()] if config.envelope.path is None else [A2a(), envelope]
+    reader = Reader([*own, CloudEvents(), *known], Http())
     return Inspector(reader, Pipeline(watches, registry))
 
 

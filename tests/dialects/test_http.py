@@ -81,11 +81,12 @@ def test_a_dialect_that_raises_costs_a_fault_and_no_event() -> None:
 
 WORDS = st.sampled_from(
     [
-        "jsonrpc", "2.0", "method", "SendMessage", "message/send", "GetTask", "params", "message", "parts", "data",
-        "text", "metadata", "source_agent", "target_agent", "task_id", "context", "status", "state", "result", "task", "kind",
-        "artifacts", "error", "code", "id", "contextId", "taskId", "name", "url", "supportedInterfaces", "$schema",
-        "specversion", "type", "source", "subject", "data_base64", "completed", "-32602", "a@1", "http://h/a/1",
-        "statusUpdate", "artifactUpdate", "artifact", "append", "referenceTaskIds", "messageId",
+        "jsonrpc", "2.0", "method", "SendMessage", "message/send", "GetTask", "params", "message", "parts",
+        "data", "text", "metadata", "source_agent", "target_agent", "task_id", "context", "status", "state",
+        "result", "task", "kind", "artifacts", "error", "code", "id", "contextId", "taskId", "name", "url",
+        "supportedInterfaces", "$schema", "specversion", "type", "source", "subject", "data_base64", "completed",
+        "-32602", "a@1", "http://h/a/1", "statusUpdate", "artifactUpdate", "artifact", "append",
+        "referenceTaskIds", "messageId",
     ]
 )  # fmt: skip
 JSON = st.recursive(

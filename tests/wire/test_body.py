@@ -130,6 +130,7 @@ def test_garbage_decodes_to_bytes_or_a_reason(raw: bytes, name: bytes) -> None:
         (b'{"a":1,"a":1}', "duplicate_key"),
         (b'[{"b": {"a": [], "\\u0061": []}}]', "duplicate_key"),
         (b'{"\\u0022": 1, "a": 1, "a": 2}', "duplicate_key"),
+        (b'{"\\u0022\\u0022": 1, "a": 1, "a": 2}', "duplicate_key"),
         (b'{"a":"\\\\u0022","b":1,"b":2}', "duplicate_key"),
     ],
 )
@@ -161,6 +162,14 @@ def test_what_is_json_is_read_exactly(raw: bytes, value: Any) -> None:
     body = parse(raw, 128)
     assert body == Body(value)
     assert type(body.value) is type(value) or raw == b"-0"
+
+
+@pytest.mark.parametrize("number", [-(2**63) - 1, 2**64, 2**63, 10**18])
+@pytest.mark.parametrize("offset", range(4))
+def test_integers_at_the_edge_of_64_bits_are_exact(number: int, offset: int) -> None:
+    """Wherever they stand in the text, between other digits or alone."""
+    raw = b" " * offset + b'{"a": %d, "b": [%d.5e3, "7"]}' % (number, 12345678)
+    assert parse(raw, 128) == Body({"a": number, "b": [12345678500.0, "7"]})
 
 
 @pytest.mark.parametrize("depth", [129, 255, 900, 1_024, 1_025, 2_000, 100_000])
