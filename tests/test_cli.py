@@ -5,8 +5,10 @@ import os
 import re
 import subprocess
 import sys
+import threading
 import zipfile
 from collections.abc import Callable, Sequence
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -442,6 +444,53 @@ def test_run_gives_the_status_of_its_command(run: Run) -> None:
 
     assert result.stdout == "ran\n"
     assert result.returncode == 7
+
+
+def test_the_commands_traffic_goes_through(run: Run, free_port: Callable[[], int]) -> None:
+    """A program that knows nothing of Handrail: what it sent over HTTP is counted."""
+    server = HTTPServer(("127.0.0.1", 0), _Upstream)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    admin = f"127.0.0.1:{free_port()}"
+    program = f"""if True:
+        import json, time, urllib.request
+        direct = urllib.request.build_opener(urllib.request.ProxyHandler({{}}))
+        body = json.dumps({envelope("t1")!r}).encode()
+        kind = {{"content-type": "application/json"}}
+        request = urllib.request.Request("http://127.0.0.1:{server.server_port}/", body, kind)
+        print(urllib.request.urlopen(request).read().decode())
+        for _ in range(100):
+            metrics = direct.open("http://{admin}/metrics").read().decode()
+            counted = [line for line in metrics.splitlines() if line.startswith("handrail_handoffs_total{{")]
+            if counted:
+                break
+            time.sleep(0.05)
+        print(*counted)
+        """
+    try:
+        result = run("run", "--admin", admin, "--", sys.executable, "-c", program, NO_PROXY="", no_proxy="")
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+    assert result.returncode == 0, result.stderr
+    answer, counted = result.stdout.splitlines()
+    assert answer == "thanks"
+    assert 'source="writer"' in counted
+    assert counted.endswith((" 1", " 1.0"))
+
+
+class _Upstream(BaseHTTPRequestHandler):
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["content-length"]))
+        self.send_response(200)
+        self.send_header("content-length", "6")
+        self.end_headers()
+        self.wfile.write(b"thanks")
+
+    def log_message(self, *args: object) -> None:
+        """Nobody reads it."""
 
 
 def test_run_names_a_command_that_is_not_there(run: Run) -> None:

@@ -1,0 +1,111 @@
+"""Recordings become findings: what is printed where, and what a replay remembers."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from handrail.config import Config
+from handrail.edge.files import load_packs, load_registry
+from handrail.edge.replay import Summary, quantile, records
+from handrail.event import Event, Fault, Finding, Severity, to_json
+from handrail.pipeline import Inspector, build
+from handrail.rules import watches
+
+
+def inspector() -> Inspector:
+    registry = load_registry(Config())
+    return build(Config(), registry, watches(load_packs(Config()), registry))
+
+
+def event(id: str, at: float, outcome: str = "completed", task: str = "t") -> Event:
+    return Event(
+        kind="handoff", id=id, at=at, outcome=outcome, task=task, workflow="w", source="writer", target="reviewer"
+    )
+
+
+def replayed(file: Path) -> list[Event | Finding | Fault]:
+    return list(records([str(file)], inspector(), lambda read: None))
+
+
+def test_a_call_is_printed_once_when_it_is_over(tmp_path: Path) -> None:
+    """Its open half is the same event; only one that never ended is printed as asked."""
+    file = tmp_path / "calls.jsonl"
+    seen = [event("a", 0, "asked", "t1"), event("b", 1, "asked", "t2"), event("a", 2, "failed", "t1")]
+    file.write_bytes(b"\n".join(map(to_json, seen)))
+
+    assert [(record.id, record.outcome) for record in replayed(file) if isinstance(record, Event)] == [
+        ("a", "failed"),
+        ("b", "asked"),
+    ]
+
+
+def test_empty_lines_and_our_other_lines_are_passed_over(tmp_path: Path) -> None:
+    """The output of a replay is a recording."""
+    file = tmp_path / "calls.jsonl"
+    file.write_bytes(b'{"type": "finding"}\n\n' + to_json(event("a", 0)) + b'\n{"type": "summary"}\n')
+
+    assert [record.id for record in replayed(file) if isinstance(record, Event)] == ["a"]
+
+
+def test_progress_counts_every_byte(tmp_path: Path) -> None:
+    """The bar reaches its end, for JSON lines and for HAR."""
+    events, har = tmp_path / "calls.jsonl", tmp_path / "calls.har"
+    events.write_bytes(b"\n".join(to_json(event(str(number), number)) for number in range(5_000)))
+    har.write_text('{"log": {"entries": []}}')
+    read: list[int] = []
+    list(records([str(events), str(har)], inspector(), read.append))
+
+    assert sum(read) == events.stat().st_size + har.stat().st_size
+    assert len(read) > 2
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a pseudo-terminal")
+def test_a_bar_is_for_people_only(tmp_path: Path, handrail_command: Sequence[str]) -> None:
+    """On a terminal something moves on standard error; in a pipe nothing is written there."""
+    file = tmp_path / "calls.jsonl"
+    file.write_bytes(b"\n".join(to_json(event(str(number), number)) for number in range(20_000)))
+    terminal, side = os.openpty()
+    try:
+        command = [*handrail_command, "replay", str(file), "--output", "json"]
+        subprocess.run(command, stdout=subprocess.DEVNULL, stderr=side, check=True, env={**os.environ, "TERM": "xterm"})
+        assert b"replay" in os.read(terminal, 65_536)
+    finally:
+        os.close(terminal)
+        os.close(side)
+
+    assert subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, check=True).stderr == b""
+
+
+@pytest.mark.parametrize(
+    ("worst", "asked", "met"),
+    [
+        ("warning", "info", True),
+        ("warning", "warning", True),
+        ("warning", "critical", False),
+        (None, "info", False),
+        ("critical", None, False),
+    ],
+)
+def test_severities_are_in_order(worst: Severity | None, asked: Severity | None, met: bool) -> None:
+    """info, warning, critical; without findings nothing is reached."""
+    assert Summary(worst=worst).reaches(asked) is met
+
+
+@given(st.lists(st.floats(0, 1e6), min_size=1), st.floats(0.01, 1))
+def test_a_quantile_is_one_of_the_values(values: list[float], share: float) -> None:
+    """Nearest rank: at least that share of the values is not above it."""
+    shown = float(quantile(values, share))
+
+    assert any(abs(value - shown) <= 0.5 for value in values)
+    assert sum(value <= shown + 0.5 for value in values) >= share * len(values) - 1e-6
+
+
+def test_nothing_has_no_quantile() -> None:
+    """An edge without durations shows an empty cell."""
+    assert quantile([], 0.5) == ""
