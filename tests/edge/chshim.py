@@ -22,9 +22,13 @@ import json
 import re
 import socket
 import struct
+import subprocess
+import sys
 import threading
 import time
+import urllib.request
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
@@ -82,7 +86,12 @@ class Request(BaseHTTPRequestHandler):
     def insert(self, found: re.Match[bytes], rows: bytes, settings: dict[str, str]) -> None:
         word = self.server.script.pop(0) if self.server.script else "ok"
         do = word if isinstance(word, str) else word["do"]
-        entry = {"token": settings.get("insert_deduplication_token"), "rows": rows.count(b"\n"), "did": do}
+        entry = {
+            "table": found[1].decode(),
+            "token": settings.get("insert_deduplication_token"),
+            "rows": rows.count(b"\n"),
+            "did": do,
+        }
         self.server.log.append(entry | {"settings": settings})
         if do == "reply":
             code = word.get("code")
@@ -155,6 +164,52 @@ class Request(BaseHTTPRequestHandler):
         self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self.connection.close()
         self.wfile = self.rfile = open("/dev/null", "rb+")  # noqa: SIM115 - the server flushes and closes them
+
+
+class Server:
+    """The shim in a process of its own: chdb allows one engine in a process, and a test may want to kill it."""
+
+    def __init__(self, path: Path, port: int = 0) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, __file__, "--path", str(path), "--port", str(port)], stdout=subprocess.PIPE, text=True
+        )
+        assert self._process.stdout is not None
+        self.port = int(self._process.stdout.readline())
+
+    def dsn(self, database: str, user: str = "") -> str:
+        return f"http://{user}127.0.0.1:{self.port}/{database}"
+
+    def script(self, *words: Any) -> None:
+        """What happens to the next INSERTs."""
+        self._ask("/-/script", json.dumps(words).encode())
+
+    def log(self, database: str) -> list[dict[str, Any]]:
+        """The INSERTs of one database so far."""
+        found: list[dict[str, Any]] = json.loads(self._ask("/-/log", None))
+        return [entry for entry in found if entry["table"].startswith(f"{database}.")]
+
+    def rows(self, sql: str) -> list[dict[str, Any]]:
+        text = self._ask("/", f"{sql} FORMAT JSONEachRow".encode())
+        return [json.loads(line) for line in text.splitlines()]
+
+    def command(self, sql: str) -> None:
+        self._ask("/", sql.encode())
+
+    def one(self, sql: str) -> Any:
+        """The value of a SELECT of one column and one row."""
+        ((value,),) = (row.values() for row in self.rows(sql))
+        return int(value) if isinstance(value, str) and value.isdigit() else value
+
+    def stop(self) -> None:
+        self._process.terminate()
+        self._process.wait()
+        assert self._process.stdout is not None
+        self._process.stdout.close()
+
+    def _ask(self, path: str, body: bytes | None) -> bytes:
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}", body, timeout=20) as reply:
+            answer: bytes = reply.read()
+        return answer
 
 
 def main() -> None:

@@ -36,6 +36,8 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
+_INT64_MAX = 2**63 - 1
+
 Reason = Literal["data", "schema", "auth", "client"]
 
 
@@ -211,6 +213,9 @@ class ClickHouseSink:
         at = round(record.at, 6)
         if type(record) is not Event:
             return self._encode(msgspec.structs.replace(record, at=at))
+        # ClickHouse would take a longer integer modulo 2^64 without a word; these two come from the wire.
+        if (record.tokens or 0) > _INT64_MAX or (record.attempt or 0) > _INT64_MAX:
+            raise OverflowError
         if self._payloads:
             row = msgspec.structs.replace(record, at=at)
         else:
@@ -228,7 +233,7 @@ class ClickHouseSink:
                 changes[name] = value.encode("utf-8", "replace").decode()
             elif name == "events":
                 changes[name] = tuple(item.encode("utf-8", "replace").decode() for item in value)
-            elif isinstance(value, int) and not -(2**63) <= value < 2**63:
+            elif isinstance(value, int) and abs(value) > _INT64_MAX:
                 changes[name] = str(value) if name in ("status", "state_version") else None
         try:
             line = self._line(msgspec.structs.replace(record, **changes))

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Literal
 
 from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
+from prometheus_client.utils import floatToGoString
 
 from handrail import __version__
 from handrail.event import Event, Fault, Finding
@@ -87,7 +88,7 @@ class _Histogram:
         if row is None:
             pairs = _pairs(self.labels, labels)
             comma = f"{pairs}," if pairs else ""
-            heads = [f'{self.name}_bucket{{{comma}le="{float(bound)}"}} ' for bound in self.bounds]
+            heads = [f'{self.name}_bucket{{{comma}le="{floatToGoString(bound)}"}} ' for bound in self.bounds]
             heads.append(f'{self.name}_bucket{{{comma}le="+Inf"}} ')
             self._heads[labels] = (heads, f"{self.name}_sum{{{pairs}}} ", f"{self.name}_count{{{pairs}}} ")
             row = self.rows[labels] = [0] * (len(self.bounds) + 1) + [0.0]
@@ -120,7 +121,7 @@ _Edge = tuple[list[float], list[float], list[float], list[float], list[float]]
 
 
 class Metrics:
-    """Counts what happens. Called on the event loop and in the sink's thread; `render` in any thread."""
+    """Counts what happens, on the event loop; `render` may run in any thread meanwhile."""
 
     def __init__(self, label_sets: int = 200) -> None:
         self.label_sets = max(label_sets, 2)
@@ -201,9 +202,14 @@ class Metrics:
             return
         labels = tuple(map(_label, labels))
         if labels not in rows and len(rows) >= self.label_sets - 1:
-            self.count("handrail_metrics_label_overflow_total", name)
+            self._overflow(name)
             labels = ("other",) * len(labels)
         rows[labels] = rows.get(labels, 0) + n
+
+    def _overflow(self, name: str) -> None:
+        # Without a bound: its labels are the metrics' own names.
+        rows = self._counters["handrail_metrics_label_overflow_total"]
+        rows[(name,)] = rows.get((name,), 0) + 1
 
     def gauge(self, name: str, value: float) -> None:
         """Sets a gauge of `GAUGES`. Raises KeyError on a name that is not there."""
@@ -251,7 +257,7 @@ class Metrics:
         edge = self._named.get(labels)
         # A fifth is kept back, so that past the bound the outcome is still told apart from the others.
         if edge is None and len(self._named) >= self.label_sets - max(self.label_sets // 5, 1):
-            self.count("handrail_metrics_label_overflow_total", _HANDOFFS)
+            self._overflow(_HANDOFFS)
             labels = ("other", "other", *labels[2:])
             edge = self._named.get(labels)
             if edge is None and len(self._named) >= self.label_sets - 1:
