@@ -22,6 +22,14 @@ def missing(what: str) -> None:
     pytest.skip(what)
 
 
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Where nothing may skip, a skip of any kind fails the run, however it came about."""
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    if IN_CI and reporter is not None and reporter.stats.get("skipped"):
+        reporter.write_line("HANDRAIL_CI=1: nothing may be skipped here", red=True)
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
 @pytest.fixture
 def needs() -> Callable[[str, str], str]:
     """`needs("promtool", "prometheus")`: the program's path, or a skip that names the Debian package that has it."""
