@@ -12,7 +12,6 @@ import contextlib
 import importlib.util
 import json
 import logging
-import shutil
 import signal
 import socket
 import sys
@@ -679,7 +678,7 @@ def run(
 ) -> int:
     """`handrail demo`: 0, or 1 where the record differs from what the agents did or a planned failure went unseen.
 
-    `directory` is where ClickHouse's files and the logs go; a new temporary one where None.
+    ClickHouse's files and the logs go into a new directory inside `directory`, or where temporary files go.
     """
     console = console or Console(highlight=False)
     try:
@@ -688,11 +687,11 @@ def run(
         _check_dependencies()
         script = examples()
     except DemoError as error:
-        console.print(f"handrail demo: {error}", style="red")
+        Console(stderr=True, soft_wrap=True).print(f"handrail demo: {error}", style="red", highlight=False)
         return 2
-    place = Path(tempfile.mkdtemp(prefix="handrail-demo-")) if directory is None else directory
-    place.mkdir(parents=True, exist_ok=True)
-    shutil.rmtree(place / "clickhouse", ignore_errors=True)
+    if directory is not None:
+        directory.mkdir(parents=True, exist_ok=True)
+    place = Path(tempfile.mkdtemp(prefix="handrail-demo-", dir=directory))
     ports = _free_ports(2 * len(AGENTS))
     agents, doors = dict(zip(AGENTS, ports, strict=False)), dict(zip(AGENTS, ports[len(AGENTS) :], strict=True))
     config = configuration(script, place, agents, doors)
@@ -713,7 +712,7 @@ def run(
         console.print("ended early; agents and sidecar are gone", style="yellow")
         return 130
     except DemoError as error:
-        console.print(f"handrail demo: {error}", style="red")
+        Console(stderr=True, soft_wrap=True).print(f"handrail demo: {error}", style="red", highlight=False)
         return 1
     finally:
         logger.removeHandler(log)
