@@ -335,6 +335,7 @@ GOOD_LINE = '{"type": "event", "kind": "handoff", "id": "a", "at": 0, "outcome":
         ("x.jsonl", b'{"kind": "handoff", "at": 0}', "line 1: "),
         ("x.jsonl", b'{"kind": "gossip", "id": "a", "at": 0}', "line 1: "),
         ("x.jsonl", b'{"kind": "read", "id": "a", "at": "noon"}', "line 1: at: "),
+        ("x.jsonl", b'{"kind": "read", "id": "a", "at": 1e13}', "line 1: at: 1e+13 seconds is no time"),
         ("x.jsonl", b'{"resourceLogs": []}', "line 1: is OTLP"),
     ],
 )

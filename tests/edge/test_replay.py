@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from handrail.config import Config
 from handrail.edge.files import load_packs, load_registry
-from handrail.edge.replay import Summary, quantile, records
+from handrail.edge.replay import Summary, quantile, records, shown
 from handrail.event import Event, Fault, Finding, Severity, to_json
 from handrail.pipeline import Inspector, build
 from handrail.rules import watches
@@ -104,6 +104,13 @@ def test_a_quantile_is_one_of_the_values(values: list[float], share: float) -> N
 
     assert any(abs(value - shown) <= 0.5 for value in values)
     assert sum(value <= shown + 0.5 for value in values) >= share * len(values) - 1e-6
+
+
+@given(st.text())
+def test_text_from_the_traffic_cannot_move_the_cursor(text: str) -> None:
+    """Every character that is not printable is escaped; the others are left alone."""
+    assert shown(text).isprintable()
+    assert shown("über [red]") == "über [red]"
 
 
 def test_nothing_has_no_quantile() -> None:

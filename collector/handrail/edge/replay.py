@@ -30,6 +30,9 @@ MAX_HAR_BYTES = 536_870_912
 
 MAX_LINE_BYTES = 67_108_864
 
+YEAR_1, YEAR_10000 = -62_135_596_800, 253_402_300_800
+"""In seconds since the epoch; what lies outside cannot be written in RFC 3339."""
+
 Output = Literal["text", "json"]
 
 
@@ -194,9 +197,13 @@ def _event(line: bytes, number: int) -> Event | None:
     if value.get("type") in _OUR_OTHER_LINES:
         return None
     try:
-        return event_from(value)
+        event = event_from(value)
     except ValueError as error:
         raise ValueError(f"line {number}: {error}") from None
+    for name, at in (("at", event.at), ("deadline", event.deadline)):
+        if at is not None and not YEAR_1 <= at < YEAR_10000:
+            raise ValueError(f"line {number}: {name}: {at:g} seconds is no time between the years 1 and 9999")
+    return event
 
 
 class _Advance(Protocol):
@@ -286,10 +293,12 @@ class _Tables:
             line = Text(f"{finding.severity:<8} ", style=SEVERITY_STYLES[finding.severity])
             line.append(f"{rfc3339(finding.at)}  ", style="dim")
             line.append(f"{finding.rule}  ", style="bold")
-            line.append(finding.message, style="default not bold")
+            line.append(shown(finding.message), style="default not bold")
             out.print(line, soft_wrap=True)
         for fault in self._faults:
-            out.print(Text(f"fault    {fault.component}: {fault.reason}: {fault.message}", style="red"), soft_wrap=True)
+            out.print(
+                Text(f"fault    {fault.component}: {fault.reason}: {shown(fault.message)}", style="red"), soft_wrap=True
+            )
         said = ", ".join(
             f"{summary.by_severity[name]} {name}" for name in reversed(SEVERITIES) if summary.by_severity[name]
         )
@@ -309,9 +318,9 @@ class _Tables:
         for (source, target, protocol), edge in sorted(self._edges.items()):
             counts = self._findings.get((source, target), Counter())
             table.add_row(
-                Text(source),
-                Text(target),
-                Text(protocol),
+                Text(shown(source)),
+                Text(shown(target)),
+                Text(shown(protocol)),
                 str(edge.events),
                 str(edge.failed) if edge.failed else "",
                 quantile(edge.durations, 0.5),
@@ -319,6 +328,11 @@ class _Tables:
                 str(counts.total()) if counts else "",
             )
         return table
+
+
+def shown(text: str) -> str:
+    """Text from the traffic for a terminal: what is not printable is escaped, so that no name moves the cursor."""
+    return text if text.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 class _Edge:
