@@ -356,6 +356,15 @@ def test_what_is_remembered_is_bounded() -> None:
     assert [len(memory) for memory in kept] == [2] * 5
 
 
+def test_a_card_that_was_not_served_teaches_nothing() -> None:
+    """An error that happens to have a name, and an address that is longer than any."""
+    by = reader()
+    route = Route(upstream="u.test")
+    final(exchange(method="GET", target="/.well-known/agent.json", status=404, reply={"name": "x"}, route=route), by)
+    fetched({"name": "long", "url": "http://u.test/" + "x" * 600}, route, by=by)
+    assert final(exchange(send(), route=route), by).target is None
+
+
 def test_rewriting_a_card_moves_its_http_interfaces() -> None:
     """Path and query stay, gRPC stays, signatures go, everything else is as it was."""
     written = rewrite_card(orjson.dumps(CARD), "http://127.0.0.1:8000")

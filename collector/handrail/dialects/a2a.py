@@ -22,7 +22,7 @@ from urllib.parse import urlsplit, urlunsplit
 
 import msgspec
 
-from handrail.dialects import begin, complete, outcome_of, state, text
+from handrail.dialects import NAME_LENGTH, begin, complete, outcome_of, state, text
 from handrail.dialects.envelope import add_metadata, is_envelope, said_by
 from handrail.event import Event, Fault, Kind, Outcome, digest_of
 from handrail.wire import Body, Exchange
@@ -308,6 +308,8 @@ class A2a:
         """Remember an agent card under the upstream, the host it was asked from, and its interfaces' authorities."""
         if type(value) is not dict or (name := text(value.get("name"))) is None:
             return None
+        if exchange.reply is None or exchange.reply.status != 200:
+            return None
         card = _Card(name, text(value.get("version")))
         interfaces = [split for face in _interfaces(value)[:64] if (split := _split(face.get("url"))) is not None]
         paths = {split.path.rstrip("/") for split in interfaces} or {""}
@@ -322,6 +324,8 @@ class A2a:
         return card
 
     def _place(self, authority: str, path: str, card: _Card, *, is_direct: bool) -> None:
+        if len(authority) > NAME_LENGTH or len(path) > NAME_LENGTH:
+            return  # not cut, as names are: a shortened address would be another address
         place = self._places.get(authority)
         if place is None:
             place = _Place(_Bounded(64), is_direct)
