@@ -128,17 +128,22 @@ def load_packs(config: Config) -> list[rules.Pack]:
 
 
 class Sidecar:
-    """The parts of one sidecar. `start` returns when it forwards; `stop` when nothing is left to write."""
+    """The parts of one sidecar. `start` returns when it forwards; `stop` when nothing is left to write.
 
-    def __init__(self, config: Config) -> None:
+    `also` are further places where its records go.
+    """
+
+    def __init__(self, config: Config, also: tuple[Rows, ...] = ()) -> None:
         self.config = config
         self.listeners = listeners_of(config)
         self.registry = load_registry(config)
         self.inspector: Inspector = build(config, self.registry, rules.watches(load_packs(config), self.registry))
         self.metrics = Metrics(config.admin.label_sets)
-        self.sink = ClickHouseSink(config.clickhouse, self.metrics, payloads=config.payloads) if config.clickhouse.dsn else None
+        self.sink = (
+            ClickHouseSink(config.clickhouse, self.metrics, payloads=config.payloads) if config.clickhouse.dsn else None
+        )
         sinks: tuple[Rows, ...] = (self.sink,) if self.sink is not None else ()
-        self.recorder = Recorder(self.metrics, sinks)
+        self.recorder = Recorder(self.metrics, sinks + also)
         self.proxy = Proxy(self.listeners, config.limits, self.inspector, self.recorder)
         self.admin = Admin(config.admin, self.metrics, ready=self.unready)
         self.admin_address: tuple[str, int] | None = None
@@ -207,7 +212,7 @@ class Sidecar:
             self._count_schemas(valid=not problems)
 
     def _count_schemas(self, *, valid: bool) -> None:
-        subjects = self.registry.subjects
+        subjects = self.registry.subjects()
         self.metrics.gauge("handrail_registry_subjects", len(subjects))
         self.metrics.gauge("handrail_registry_versions", sum(map(len, subjects.values())))
         self.metrics.gauge("handrail_registry_valid", valid)
