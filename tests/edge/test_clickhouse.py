@@ -472,8 +472,10 @@ def test_the_queue_has_a_bound(limits: dict[str, int]) -> None:
         assert sink._rows <= limits.get("queue_rows", 10**9)
         assert sink._bytes <= limits.get("queue_bytes", 10**9)
     assert sink.queued + counted(metrics, "handrail_dropped_total") == 500
-    waiting = b"".join([batch.body for batch in sink._sealed] + [bytes(sink._open["event"].body)])
-    assert waiting.count(b"\n") == sink.queued
+    sink._seal_all()
+    waiting = b"".join(batch.body for batch in sink._sealed)
+    assert waiting.count(b"\n") == sum(batch.rows for batch in sink._sealed) == sink.queued
+    assert len(waiting) == sink._bytes
     assert b'"e0"' in waiting
     assert b'"e499"' not in waiting
 
@@ -584,6 +586,17 @@ source.close()
     command = [sys.executable, "-c", program, f"chdb://{tmp_path}/db"]
     done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=50)
     assert done.stdout.strip() == "[{'n': 99, 'ids': 99}]", done.stderr
+
+
+def test_an_embedded_database_that_another_process_holds_is_busy(tmp_path: Path) -> None:
+    """One process at a time has it; the rows of the other wait."""
+    holder = Server(tmp_path / "db")
+    program = "import sys; from handrail.edge.report import run; sys.exit(run(sys.argv[1], 'handrail', '1h', 'json'))"
+    command = [sys.executable, "-c", program, f"chdb://{tmp_path}/db"]
+    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=50)
+    holder.stop()
+    assert done.returncode == 2
+    assert "in use by another process" in done.stderr
 
 
 # Views

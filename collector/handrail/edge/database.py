@@ -39,7 +39,7 @@ COLUMNS = {"event": Event.__struct_fields__, "finding": Finding.__struct_fields_
 # TABLE_IS_READ_ONLY (242), NOT_ENOUGH_SPACE (243), and what a release that is not out yet will say.
 REFUSED: dict[int, Reason] = {
     **dict.fromkeys((6, 25, 26, 27, 33, 38, 41, 53, 69, 70, 72, 117, 130, 131, 321, 349, 407, 469, 561), "data"),
-    **dict.fromkeys((16, 36, 47, 60, 81, 115, 344), "schema"),
+    **dict.fromkeys((16, 47, 60, 81, 115, 344), "schema"),
     **dict.fromkeys((164, 192, 193, 194, 195, 291, 492, 497, 516), "auth"),
 }
 """ClickHouse error code to what is at fault."""
@@ -208,7 +208,11 @@ def _text(client: Client, sql: str, **parameters: str) -> str:
 
 def _client(target: Target, dsn: str) -> Client:
     if target.scheme == "chdb":
-        return clickhouse_connect.get_client(dsn=dsn)
+        try:
+            return clickhouse_connect.get_client(dsn=dsn)
+        except Error as error:
+            # The engine's code for this is one for everything; its own words went to standard error.
+            raise Busy("the directory is in use by another process, or cannot be written") from error
     return clickhouse_connect.get_client(
         interface=target.scheme,
         host=target.host,

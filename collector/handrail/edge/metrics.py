@@ -88,7 +88,7 @@ class _Histogram:
         if row is None:
             pairs = _pairs(self.labels, labels)
             comma = f"{pairs}," if pairs else ""
-            heads = [f'{self.name}_bucket{{{comma}le="{floatToGoString(bound)}"}} ' for bound in self.bounds]
+            heads = [f'{self.name}_bucket{{{comma}le="{_bound(bound)}"}} ' for bound in self.bounds]
             heads.append(f'{self.name}_bucket{{{comma}le="+Inf"}} ')
             self._heads[labels] = (heads, f"{self.name}_sum{{{pairs}}} ", f"{self.name}_count{{{pairs}}} ")
             row = self.rows[labels] = [0] * (len(self.bounds) + 1) + [0.0]
@@ -106,6 +106,10 @@ class _Histogram:
                 running += count
                 yield f"{head}{running}\n"
             yield f"{sum_head}{total * self.unit}\n{count_head}{running}\n"
+
+
+def _bound(bound: float) -> str:
+    return str(floatToGoString(bound))  # type: ignore[no-untyped-call]
 
 
 def _pairs(names: Iterable[str], values: Iterable[str]) -> str:
