@@ -173,6 +173,13 @@ class Inspector:
             else:
                 yield self.pipeline.observe(read)
 
+    def whole(self, exchange: Exchange) -> Iterator[Decision]:
+        """An exchange that is over and was not opened: its events are observed once, with their final outcome."""
+        asked, faults = self.reader.ask(exchange)
+        if faults:
+            yield Decision(faults=tuple(faults))
+        yield from self.close(exchange, asked)
+
     def advance(self, now: float) -> Decision:
         return self.pipeline.advance(now)
 

@@ -28,7 +28,7 @@ from handrail.edge.sidecar import Sidecar
 from handrail.wire import Exchange, Reply, Request
 from handrail.wire.http1 import ReplyDecoder, RequestDecoder
 
-STEPS = ("request decoded", "request inspected", "reply decoded", "reply inspected", "recorded", "(orjson.loads)")
+STEPS = ("request decoded", "reply decoded", "inspected", "recorded", "(orjson.loads)")
 COPY_BYTES = 4_194_304
 ANSWER = (
     b"HTTP/1.1 200 OK\r\nServer: nginx\r\nDate: Thu, 01 Jan 2026 10:00:00 GMT\r\nContent-Type: application/json\r\n"
@@ -84,22 +84,20 @@ def measure(count: int) -> list[list[float]]:
         assert isinstance(request, Request)
         exchange = Exchange(id=f"{number:032x}", route=route, request=request)
         t2 = perf_counter()
-        asked, _ = inspector.open(exchange)
-        t3 = perf_counter()
         answering.expect("POST")
         reply = answering.feed(ANSWER, at)
-        t4 = perf_counter()
+        t3 = perf_counter()
         assert isinstance(reply, Reply)
         exchange.reply, exchange.ended, exchange.overhead_ms = reply, at + 0.001, 0.1
+        t4 = perf_counter()
+        decisions = list(inspector.whole(exchange))
         t5 = perf_counter()
-        decisions = list(inspector.close(exchange, asked))
-        t6 = perf_counter()
         for decision in decisions:
             recorder.record(decision, at)
-        t7 = perf_counter()
+        t6 = perf_counter()
         orjson.loads(data[-job.BODY_BYTES :])
-        t8 = perf_counter()
-        for step, seconds in zip(spent, (t1 - t0, t3 - t2, t4 - t3, t6 - t5, t7 - t6, t8 - t7), strict=True):
+        t7 = perf_counter()
+        for step, seconds in zip(spent, (t1 - t0, t3 - t2, t5 - t4, t6 - t5, t7 - t6), strict=True):
             step.append(seconds)
     return spent
 

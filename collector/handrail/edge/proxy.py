@@ -2,7 +2,7 @@
 
 One connection of a client has one connection to the upstream, and one exchange at a time. Whatever either side does to
 its connection (close, half-close, reset) the other side gets to see, as if nothing stood between. A request is looked
-at only when its bytes are already on their way: `Proxy.drain` runs in the loop iteration after the write. Where a rule
+at only when its bytes are already on their way, see `Proxy.look_at`. Where a rule
 is in enforce mode, or the route stamps, the request is held instead until its Decision is known, within `hold_bytes`
 and `hold_seconds`.
 """
@@ -40,6 +40,10 @@ PIPELINE_BYTES = 65_536
 """How much may wait behind a request that is being answered before the client is no longer read."""
 SWEEP_SECONDS = 0.25
 """How exact time-outs are; one pass over all connections costs about 0.1 µs each."""
+OPEN_SECONDS = 0.05
+"""A call that is open for longer is shown to the inspector while it is; a shorter one only when it is over."""
+LOOK_SECONDS = 0.005
+"""How long an exchange that is over waits for a better moment to be looked at."""
 LINGER_SECONDS = 1.0
 """How long a refused client is read and discarded, so that a reset does not overtake the answer."""
 HALF_CLOSE_SECONDS = 1.0
@@ -133,6 +137,7 @@ class _Client(asyncio.Protocol):
         "_paused",
         "_proxy",
         "_queue",
+        "_route",
         "_started",
         "_tail",
         "_target",
@@ -150,6 +155,7 @@ class _Client(asyncio.Protocol):
         self._passage: _Passage | None = None
         self._upstream: _Upstream | None = None
         self._target: Target | None = listener.target
+        self._route = listener.route
         self._queue: list[bytes] = []  # bytes for an upstream that is being connected
         self._held: list[bytes] | None = None  # a request that waits for its Decision; the head comes first
         self._tail: bytes | None = None  # end of a reply that is being held, None where replies pass
@@ -230,6 +236,8 @@ class _Client(asyncio.Protocol):
         if head is not None:
             if not self._begin(head, got is not None, at):
                 return
+            if got is not None and self._listener.target is None:
+                cast(Request, got).target = decoder.target.decode("latin-1")
         elif self.state == _IDLE or self.state == _HEAD:
             if decoder.rest:  # part of a head
                 if self.state == _IDLE:
@@ -308,7 +316,7 @@ class _Client(asyncio.Protocol):
             if passage is None:
                 self._passage = passage = self._passage_of(request)
                 passage.overhead = _perf() + proxy.offset - at
-                proxy.look_at(passage)
+                proxy.forwarded(passage)
             else:  # the reply came first
                 self._over()
         elif self.state == _HELD:
@@ -327,7 +335,7 @@ class _Client(asyncio.Protocol):
 
     def _passage_of(self, request: Request) -> _Passage:
         proxy = self._proxy
-        return _Passage(Exchange(id=proxy.next_id(), route=self._listener.route, request=request))
+        return _Passage(Exchange(id=proxy.next_id(), route=self._route, request=request))
 
     def _reply_deadline(self, at: float) -> float:
         seconds = self._proxy.limits.reply_seconds
@@ -501,15 +509,17 @@ class _Client(asyncio.Protocol):
         if proxy.draining or (self._eof and not self.decoder.rest):
             self._finish()
             return
-        if self._paused & _PIPELINED:
-            self._resume(_PIPELINED)
         if self.decoder.rest:
             proxy.soon(self._next)
+        elif self._paused & _PIPELINED:
+            self._resume(_PIPELINED)
 
     def _next(self) -> None:
         """What the client sent while its previous request was answered."""
         if self.state == _IDLE and self.decoder.rest:
             self._feed(b"", self._proxy.now())
+            if self._paused & _PIPELINED and (self.state <= _HELD or len(self.decoder.rest) <= PIPELINE_BYTES):
+                self._resume(_PIPELINED)
             if self._eof:
                 if self.state == _WAITING:
                     self._deadline = min(self._deadline or 1e18, self._proxy.now() + HALF_CLOSE_SECONDS)
@@ -607,8 +617,8 @@ class _Client(asyncio.Protocol):
         headers = self.decoder.headers
         host = headers.get(b"host", b"").decode("latin-1")
         content = decode(reply.headers.get(b"content-encoding", b""), reply.body, self._listener.route.limits)
-        if reply.status != 200 or reply.cut is not None or isinstance(content, str) or not host:
-            return raw
+        if reply.status != 200 or raw[9:12] != b"200" or reply.cut is not None or isinstance(content, str) or not host:
+            return raw  # also where an interim reply stands before the card
         card = rewrite_card(content, f"http://{host}")
         if card is None:
             return raw
@@ -641,7 +651,7 @@ class _Client(asyncio.Protocol):
         named = _AUTHORITY.fullmatch(authority)
         host, port = (named[1].strip("[]").lower(), named[2] or "") if named else ("", "")
         if path is not None:
-            port = port or "80"
+            port = port or ("80" if host else "")
         elif decoder.length:
             port = ""  # the content of CONNECT has no meaning, so no two parsers agree on it
         if not port or not 0 < int(port) < 65536:
@@ -663,6 +673,7 @@ class _Client(asyncio.Protocol):
             if old is not None:
                 old.leave()
             self._target = target
+            self._route = msgspec.structs.replace(self._listener.route, upstream=f"{host}:{port}")
         if path is None:
             self.state = _TUNNEL
             self._deadline = 0.0
@@ -982,7 +993,10 @@ class Proxy:
         self.enforcing = False
         self.offset = time.time() - _perf()
         self._looking: list[_Passage] = []
+        self._open: list[_Passage] = []
         self._drain_due = False
+        self._drain_timer: asyncio.TimerHandle | None = None
+        self._opener: asyncio.TimerHandle | None = None
         self._servers: list[asyncio.Server] = []
         self._tasks: set[asyncio.Task[None]] = set()
         self._sweeper: asyncio.TimerHandle | None = None
@@ -1015,6 +1029,7 @@ class Proxy:
             bound.append((str(address[0]), int(address[1])))
         self._sweep_due = self._loop.time() + SWEEP_SECONDS
         self._sweeper = self._loop.call_later(SWEEP_SECONDS, self._sweep)
+        self._opener = self._loop.call_later(OPEN_SECONDS, self._look_at_open)
         return bound
 
     def _protocol(self, listener: Listener) -> Callable[[], _Client]:
@@ -1039,8 +1054,9 @@ class Proxy:
             client.shut()
         for task in self._tasks:
             task.cancel()
-        if self._sweeper is not None:
-            self._sweeper.cancel()
+        for timer in (self._sweeper, self._opener, self._drain_timer):
+            if timer is not None:
+                timer.cancel()
         await asyncio.sleep(0)
         self.drain()
 
@@ -1052,36 +1068,63 @@ class Proxy:
     def soon(self, call: Callable[[], None]) -> None:
         self._loop.call_soon(call)
 
-    def look_at(self, passage: _Passage) -> None:
-        """The inspector sees this passage in the next iteration of the loop, when the bytes are on their way."""
-        self._looking.append(passage)
-        if not self._drain_due:
+    def forwarded(self, passage: _Passage) -> None:
+        """A request is on its way, and its upstream has work: the moment to look at what is over."""
+        self._open.append(passage)
+        if self._looking and not self._drain_due:
             self._drain_due = True
             self._loop.call_soon(self.drain)
 
+    def look_at(self, passage: _Passage) -> None:
+        """This exchange is over. The inspector sees it when the next request is on its way, or when nothing comes.
+
+        So inspection overlaps with the upstream's work, and an exchange that was short is read once, as a whole.
+        """
+        self._looking.append(passage)
+        if not self._drain_due and self._drain_timer is None:
+            self._drain_timer = self._loop.call_later(LOOK_SECONDS, self._drain_late)
+
+    def _drain_late(self) -> None:
+        self._drain_timer = None
+        if self._looking and not self._drain_due:
+            self.drain()
+
     def drain(self) -> None:
-        """Shows the inspector what passed. Whatever goes wrong here is a fault of ours and stays here."""
+        """Shows the inspector what is over. Whatever goes wrong here is a fault of ours and stays here."""
         self._drain_due = False
         looking, self._looking = self._looking, []
         now = self.now()
         recorder, inspector = self.recorder, self.inspector
         for passage in looking:
+            if passage.closed:
+                continue
+            passage.closed = True
+            exchange = passage.exchange
             try:
-                if passage.asked is None:
-                    passage.asked, decisions = inspector.open(passage.exchange)
-                    for decision in decisions:
-                        if decision.findings or decision.faults:
-                            recorder.record(decision, now)
-                exchange = passage.exchange
-                if exchange.ended and not passage.closed:
-                    passage.closed = True
-                    for decision in inspector.close(exchange, passage.asked):
-                        recorder.record(decision, now)
-                    reply = exchange.reply
-                    if reply is not None and reply.size:
-                        reason = reply.cut if reply._read is None else reply._read.reason
-                        if reason is not None and reason != "not_json":
-                            recorder.uninspected(reason)
+                asked = passage.asked
+                for decision in inspector.whole(exchange) if asked is None else inspector.close(exchange, asked):
+                    recorder.record(decision, now)
+                reply = exchange.reply
+                if reply is not None and reply.size:
+                    reason = reply.cut if reply._read is None else reply._read.reason
+                    if reason is not None and reason != "not_json":
+                        recorder.uninspected(reason)
+            except Exception as error:
+                self._contain(error, now)
+
+    def _look_at_open(self) -> None:
+        """Shows the inspector what is still open: deadlines run, and waits are known while they last."""
+        self._opener = self._loop.call_later(OPEN_SECONDS, self._look_at_open)
+        if not self._open:
+            return
+        passages, self._open = self._open, []
+        now = self.now()
+        for passage in passages:
+            if passage.exchange.ended:
+                continue
+            try:
+                passage.asked, decisions = self.inspector.open(passage.exchange)
+                self.recorder.record_all(decisions, now)
             except Exception as error:
                 self._contain(error, now)
 
