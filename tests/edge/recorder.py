@@ -131,6 +131,9 @@ class Wire:
     def close(self) -> None:
         self._writer.close()
 
+    def abort(self) -> None:
+        self._writer.transport.abort()
+
     def read_slowly(self, limit: int = 4096) -> None:
         """Shrinks what this side takes in advance."""
         self._writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, limit)
@@ -359,8 +362,11 @@ async def staged(
             assert event.ttfb_ms is None or 0 <= event.ttfb_ms < 60_000
         assert not reported, reported
     finally:
+        for wire in (*stage.clients, *upstream.wires):
+            wire.abort()
         await proxy.stop(0.0)
         await upstream.stop()
+        await asyncio.sleep(0.01)  # uvloop closes its handles in the next turns
 
 
 def play(scenario: Callable[[Stage], Awaitable[None]], script: Script = answer_all, **options: Any) -> None:
