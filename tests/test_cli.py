@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 import handrail
+from handrail.wire import BodyLimits
 
 REPOSITORY = Path(__file__).parents[1]
 
@@ -279,6 +280,15 @@ def test_payloads_are_printed_only_when_asked_for(run: Run, recording: Path) -> 
     assert {line["payload"] is None for line in lines(asked) if line["type"] == "event"} == {False}
 
 
+def test_the_deepest_payload_that_is_read_can_be_printed(run: Run) -> None:
+    """One level more is refused, see below; nothing in between ends in a traceback."""
+    for depth in (BodyLimits().depth - 1, BodyLimits().depth):
+        line = GOOD_LINE.replace("}", ', "payload": ' + "[" * depth + "]" * depth + "}")
+        result = run("replay", "-", "--output", "json", "--payloads", stdin=line)
+        assert "Traceback" not in result.stderr
+        assert result.returncode == (0 if depth < BodyLimits().depth else 2)
+
+
 def test_several_recordings_are_one_history(run: Run, recording: Path, tmp_path: Path) -> None:
     """What one file began is known when the next is read: the same task again is a duplicate."""
     other = tmp_path / "later.har"
@@ -336,6 +346,11 @@ GOOD_LINE = '{"type": "event", "kind": "handoff", "id": "a", "at": 0, "outcome":
         ("x.jsonl", b'{"kind": "gossip", "id": "a", "at": 0}', "line 1: "),
         ("x.jsonl", b'{"kind": "read", "id": "a", "at": "noon"}', "line 1: at: "),
         ("x.jsonl", b'{"kind": "read", "id": "a", "at": 1e13}', "line 1: at: 1e+13 seconds is no time"),
+        (
+            "x.jsonl",
+            GOOD_LINE.encode().replace(b"}", b', "payload": ' + b"[" * 1000 + b"]" * 1000 + b"}"),
+            "line 1: is nested deeper than ",
+        ),
         ("x.jsonl", b'{"resourceLogs": []}', "line 1: is OTLP"),
     ],
 )

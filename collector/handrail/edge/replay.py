@@ -23,12 +23,14 @@ from handrail.edge.files import Unreadable, decoded, load_packs, load_registry
 from handrail.event import SEVERITIES, Decision, Event, Fault, Finding, Severity, event_from, rfc3339, to_json
 from handrail.pipeline import Inspector, build, replay_events, replay_exchanges
 from handrail.rules import watches
-from handrail.wire import har
+from handrail.wire import BodyLimits, har
 
 MAX_HAR_BYTES = 536_870_912
 """A HAR is one JSON document and is read as a whole, at several times its size in memory; JSON lines have no limit."""
 
 MAX_LINE_BYTES = 67_108_864
+
+MAX_DEPTH = BodyLimits().depth
 
 YEAR_1, YEAR_10000 = -62_135_596_800, 253_402_300_800
 """In seconds since the epoch; what lies outside cannot be written in RFC 3339."""
@@ -190,6 +192,8 @@ def _event(line: bytes, number: int) -> Event | None:
         value = orjson.loads(line)
     except orjson.JSONDecodeError as error:
         raise ValueError(f"line {number}: is not JSON: {error.msg}") from None
+    if line.count(b"[") + line.count(b"{") > MAX_DEPTH and _is_deep(value):
+        raise ValueError(f"line {number}: is nested deeper than {MAX_DEPTH} levels")
     if not isinstance(value, dict):
         raise ValueError(f"line {number}: is not an object; each line is one event")
     if "resourceLogs" in value or "resourceSpans" in value:
@@ -204,6 +208,19 @@ def _event(line: bytes, number: int) -> Event | None:
         if at is not None and not YEAR_1 <= at < YEAR_10000:
             raise ValueError(f"line {number}: {name}: {at:g} seconds is no time between the years 1 and 9999")
     return event
+
+
+def _is_deep(value: object) -> bool:
+    """Whether a JSON value is nested deeper than can be written again; without recursion, which is the point."""
+    level: list[object] = [value]
+    for _ in range(MAX_DEPTH):
+        level = [
+            inner
+            for item in level
+            if isinstance(item, dict | list)
+            for inner in (item.values() if isinstance(item, dict) else item)
+        ]
+    return any(isinstance(item, dict | list) for item in level)
 
 
 class _Advance(Protocol):
