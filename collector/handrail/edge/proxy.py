@@ -564,7 +564,7 @@ class _Client(asyncio.Protocol):
         elif upstream.started or not self._first:
             # Cut, never a well-formed short body. On a connection that was used before the client may repeat the
             # request by its own rules, as it would without us (RFC 9110 9.2.2); a 502 would take that from it.
-            self._end("client_abort" if self._eof_told else "upstream_reset")
+            self._end("client_abort" if self._eof_told else "upstream_reset", upstream)
             if clean:
                 self._finish()
             else:
@@ -586,7 +586,7 @@ class _Client(asyncio.Protocol):
             self._finish()
             return
         self._proxy.recorder.count("handrail_refused_total", "upstream_invalid")
-        self._end("upstream_invalid")
+        self._end("upstream_invalid", upstream)
         if forwarded:
             self._cut()
         else:
@@ -779,8 +779,9 @@ class _Client(asyncio.Protocol):
         else:
             self.transport.write_eof()
 
-    def _end(self, end: End) -> None:
+    def _end(self, end: End, upstream: "_Upstream | None" = None) -> None:
         """The exchange under way, if there is one, ends without a complete reply of the upstream."""
+        upstream = upstream or self._upstream
         passage, self._passage = self._passage, None
         now = self._proxy.now()
         if passage is None:
@@ -793,8 +794,8 @@ class _Client(asyncio.Protocol):
         exchange.end = end
         exchange.ended = now
         exchange.overhead_ms = passage.overhead * 1000
-        if self._upstream is not None and exchange.reply is None:
-            exchange.reply = self._upstream.decoder.partial()
+        if upstream is not None and exchange.reply is None:
+            exchange.reply = upstream.decoder.partial()
         self._held = None
         self._proxy.look_at(passage)
         self._uncount()

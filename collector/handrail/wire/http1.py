@@ -640,7 +640,7 @@ class ReplyDecoder:
 
     def partial(self) -> Reply | None:
         """What has come of a reply that will not be completed; None before the end of its head."""
-        if not self.status:
+        if not self.status or not self._expecting:
             self.drop()
             return None
         return Reply(
