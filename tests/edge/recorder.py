@@ -115,9 +115,15 @@ class Wire:
         for number, piece in enumerate(pieces):
             if number:
                 await asyncio.sleep(pause)
-            with contextlib.suppress(ConnectionError):
+            if self._writer.transport.is_closing():
+                self.end = self.end or "rst"
+                return
+            try:
                 self._writer.write(piece)
                 await self._writer.drain()
+            except ConnectionError:
+                self.end = "rst"
+                return
 
     def fin(self) -> None:
         """No more from this side."""
@@ -240,6 +246,8 @@ class Stage:
         self.registry = registry
         self.port = 0
         self.clients: list[Wire] = []
+        self.reported: list[dict[str, Any]] = []
+        """What the loop had to report: exceptions that nobody caught."""
 
     async def client(self) -> Wire:
         wire = await Wire.connect(self.port)
@@ -260,8 +268,9 @@ class Stage:
         def busy() -> bool:
             return bool(self.proxy.in_flight) or (events is not None and len(self.kept.events) < events)
 
-        await eventually(lambda: not busy())
+        await eventually(lambda: bool(self.reported) or not busy())
         await asyncio.sleep(0)
+        assert not self.reported, self.reported
         if events is not None:
             assert len(self.kept.events) == events, self.kept.events
         return self.kept.events
@@ -308,8 +317,6 @@ async def staged(
     upstream_port: int | None = None,
 ) -> AsyncIterator[Stage]:
     """A stage for as long as the block lasts. `allow` makes the listener a forward proxy."""
-    upstream = Upstream(script, tls)
-    await upstream.start()
     bodies = bodies or BodyLimits()
     config = config or Config()
     registry = Registry(config.schemas.edges)
@@ -325,6 +332,8 @@ async def staged(
     inspector = build(config, registry, watches)
     if wrap is not None:
         inspector = wrap(inspector)
+    upstream = Upstream(script, tls)
+    await upstream.start()
     kept = Kept()
     metrics = metrics or Metrics()
     port = upstream.port if upstream_port is None else upstream_port
@@ -341,7 +350,7 @@ async def staged(
     )
     proxy = Proxy([listener], limits or LimitsConfig(), inspector, Recorder(metrics, (*sinks, kept)))
     stage = Stage(proxy, upstream, kept, metrics, registry)
-    reported: list[dict[str, Any]] = []
+    reported = stage.reported
     loop = asyncio.get_running_loop()
     loop.set_exception_handler(lambda _, context: reported.append(context))
     budget = proxy.budget.left

@@ -564,6 +564,9 @@ class _Client(asyncio.Protocol):
         elif upstream.started or not self._first:
             # Cut, never a well-formed short body. On a connection that was used before the client may repeat the
             # request by its own rules, as it would without us (RFC 9110 9.2.2); a 502 would take that from it.
+            if type(got) is Reply and self._passage is not None:  # it would have ended with the connection
+                got.cut = got.cut or "incomplete"
+                self._passage.exchange.reply = got
             self._end("client_abort" if self._eof_told else "upstream_reset", upstream)
             if clean:
                 self._finish()

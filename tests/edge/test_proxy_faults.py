@@ -1,0 +1,705 @@
+"""The data path where something goes wrong: bad bytes, lost connections, silence, limits, and our own failures.
+
+Whatever happens, the other side sees what it would have seen without us, one event says how it ended, and nothing stays
+behind (`recorder.staged` asserts the last).
+"""
+
+import asyncio
+import contextlib
+import socket
+import ssl
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import trustme
+from edge.recorder import OK, Stage, Upstream, Wire, answer_all, eventually, limits, play, replying, staged
+from handrail.config import LimitsConfig
+from handrail.edge.metrics import Metrics
+from handrail.event import Event, Finding
+from handrail.pipeline import Inspector
+from wire.test_http1 import AMBIGUOUS, BAD_CHUNKS
+
+GET = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
+POST = b'POST /t HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\nContent-Length: 7\r\n\r\n{"a":1}'
+CHUNKED_REPLY = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n"
+SIZED_REPLY = b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nhello"
+OPEN_REPLY = b"HTTP/1.1 200 OK\r\n\r\nhello"
+
+
+async def never(wire: Wire) -> None:
+    """Reads and says nothing."""
+    await wire.rest(20)
+
+
+# What a client may send.
+
+
+@pytest.mark.parametrize("raw", [*AMBIGUOUS.values(), *BAD_CHUNKS.values()], ids=[*AMBIGUOUS, *BAD_CHUNKS])
+def test_ambiguous_framing_is_refused_and_the_upstream_is_not_contacted(raw: bytes) -> None:
+    """Faults 36 to 39: 400, the connection closed, zero connections to the upstream, counted."""
+
+    async def go(stage: Stage) -> None:
+        client = await stage.client()
+        await client.send(raw)
+        reply = await client.rest()
+        assert reply.startswith(b"HTTP/1.1 400 Bad Request\r\n")
+        assert b"connection: close\r\n" in reply
+        assert not stage.upstream.wires
+        assert stage.counted("handrail_refused_total") == 1
+        await stage.settled(0)
+
+    play(go)
+
+
+@pytest.mark.parametrize("method", [b"GET", b"HEAD"])
+def test_bad_bytes_behind_a_good_exchange_are_refused(method: bytes) -> None:
+    """The first exchange is whole; the second is answered 400 with its body, also behind a HEAD."""
+
+    async def answer(wire: Wire) -> None:
+        await wire.until()
+        await wire.send(b"HTTP/1.1 204 No Content\r\n\r\n")
+        await wire.rest()
+
+    async def go(stage: Stage) -> None:
+        client = await stage.client()
+        await client.send(method + b" / HTTP/1.1\r\nHost: a\r\n\r\n")
+        assert await client.until() == b"HTTP/1.1 204 No Content\r\n\r\n"
+        await client.send(AMBIGUOUS["length and chunks"])
+        reply = await client.rest()
+        assert reply.startswith(b"HTTP/1.1 400 ")
+        assert reply.endswith(b'"}')
+        await stage.settled(1)
+
+    play(go, answer)
+
+
+def test_a_bad_chunk_in_the_middle_of_a_body_ends_both_connections() -> None:
+    """What was forwarded stays incomplete for the upstream; the client gets 400."""
+
+    async def go(stage: Stage) -> None:
+        client = await stage.client()
+        head = b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n"
+        await client.send(head)
+        await eventually(lambda: stage.upstream.seen.endswith(b"hello\r\n"))
+        await client.send(b"zz\r\nGET /smuggled HTTP/1.1\r\n\r\n")
+        assert (await client.rest()).startswith(b"HTTP/1.1 400 ")
+        (event,) = await stage.settled(1)
+        assert (event.outcome, event.uninspected, event.payload_bytes) == ("interrupted", "incomplete", 5)
+        await eventually(lambda: stage.upstream.wires[0].end is not None)
+        assert b"smuggled" not in stage.upstream.seen
+
+    play(go, never)
+
+
+@pytest.mark.parametrize(
+    ("raw", "status"),
+    [
+        (b"GET / HTTP/1.1\r\nHost: a\r\n" + b"".join(b"X%d: a\r\n" % n for n in range(2000)) + b"\r\n", 431),
+        (b"GET / HTTP/1.1\r\nHost: a\r\nX: " + b"a" * 20_000 + b"\r\n\r\n", 431),
+        (b"GET / HTTP/1.1\r\nHost: a\r\nX: " + b"a" * 140_000 + b"\r\n\r\n", 431),
+        (b"GET /" + b"a" * 140_000, 431),
+        (
+            b"GET / HTTP/1.1\r\nHost: a\r\n" + b"".join(b"X%d: %b\r\n" % (n, b"a" * 200) for n in range(200)) + b"\r\n",
+            200,
+        ),
+    ],
+)
+def test_heads_are_limited(raw: bytes, status: int) -> None:
+    """Faults 52: 431 past the limits, forwarded below them."""
+
+    async def go(stage: Stage) -> None:
+        client = await stage.client()
+        await client.send(raw)
+        assert (await client.message()).startswith(b"HTTP/1.1 %d " % status)
+        await stage.settled(int(status == 200))
+        assert len(stage.upstream.wires) == int(status == 200)
+
+    play(go)
+
+
+def test_slow_requests_time_out_where_they_make_no_progress() -> None:
+    """Faults 46: no head 408, half a head 408, a stalled body 408; a body that trickles passes."""
+
+    async def go(stage: Stage) -> None:
+        silent, half, stalled, trickling = [await stage.client() for _ in range(4)]
+        await half.send(b"GET / HTT")
+        await stalled.send(POST[:-3])
+        sending = asyncio.create_task(trickling.send(POST[:-7], *[bytes([byte]) for byte in POST[-7:]], pause=0.15))
+        for client in (silent, half, stalled):
+            assert (await client.rest()).startswith(b"HTTP/1.1 408 ")
+        await sending
+        assert await trickling.message() == OK
+        events = await stage.settled(2)
+        assert sorted(event.outcome for event in events) == ["completed", "interrupted"]
+        assert stage.counted("handrail_refused_total", "header_timeout") == 2
+        assert stage.counted("handrail_refused_total", "body_timeout") == 1
+
+    play(go, limits=limits(header_seconds=0.4, body_idle_seconds=0.4))
+
+
+def test_an_idle_connection_is_closed_without_a_word() -> None:
+    """After `keepalive_seconds`, on both sides."""
+
+    async def go(stage: Stage) -> None:
+        client = await stage.client()
+        await client.send(POST)
+        assert await client.message() == OK
+        assert await client.rest() == b""
+        await eventually(lambda: stage.upstream.wires[0].end == "fin")
+        await stage.settled(1)
+
+    play(go, limits=limits(keepalive_seconds=0.3))
+
+
+def test_connections_and_requests_in_flight_are_limited() -> None:
+    """503 past either limit, and service again below it."""
+
+    async def go(stage: Stage) -> None:
+        first, second = await stage.client(), await stage.client()
+        await first.send(POST)
+        await eventually(lambda: stage.proxy.in_flight == 1)
+        await second.send(POST)
+        refused = await second.rest()
+        assert refused.startswith(b"HTTP/1.1 503 ")
+        assert b"retry-after: 1\r\n" in refused
+        more = [await stage.client() for _ in range(3)]
+        await eventually(lambda: len(stage.proxy.clients) >= 3)
+        assert (await more[-1].rest()).startswith(b"HTTP/1.1 503 ")
+        for client in (first, second, *more):
+            client.close()
+        await eventually(lambda: not stage.proxy.clients)
+        again = await stage.client()
+        await again.send(POST)
+        await eventually(lambda: len(stage.upstream.wires) == 2)
+        again.close()
+        await stage.settled(2)
+        assert stage.counted("handrail_refused_total", "in_flight") == 1
+        assert stage.counted("handrail_refused_total", "connections") >= 1
+
+    play(go, never, limits=limits(connections=3, in_flight=1))
+
+
+def test_a_hundred_idle_connections_cost_little_and_end() -> None:
+    """Faults 55 in small: bounded, and gone after the limit."""
+
+    async def go(stage: Stage) -> None:
+        clients = [await stage.client() for _ in range(100)]
+        for client in clients:
+            await client.send(POST)
+        for client in clients:
+            assert await client.message() == OK
+        await stage.settled(100)
+        await eventually(lambda: not stage.proxy.clients)
+        assert all(wire.end for wire in stage.upstream.wires)
+
+    play(go, limits=limits(keepalive_seconds=0.4))
+
+
+# A client that goes away.
+
+
+async def by_closing(client: Wire) -> None:
+    client.close()
+
+
+async def by_reset(client: Wire) -> None:
+    client.rst()
+
+
+async def slowly_forever(wire: Wire) -> None:
+    await wire.message()
+    await wire.send(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n")
+    while not wire.end:
+        await wire.send(b"data: {}\n\n")
+        with contextlib.suppress(TimeoutError):
+            await wire.more(0.02)
+
+
+@pytest.mark.parametrize("how", [by_closing, by_reset])
+@pytest.mark.parametrize(
+    ("state", "sent", "script", "outcomes"),
+    [
+        ("before a byte", b"", never, []),
+        ("inside a head", POST[:20], never, []),
+        ("inside a body", POST[:-3], never, ["interrupted"]),
+        (
+            "inside a chunk",
+            b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\nff\r\nhe",
+            never,
+            ["interrupted"],
+        ),
+        ("waiting", POST, never, ["interrupted"]),
+        ("inside a reply", POST, slowly_forever, ["interrupted"]),
+        ("with another request waiting", POST + POST, never, ["interrupted"]),
+    ],
+)
+def test_a_client_that_goes_away_is_gone_for_the_upstream_too(
+    how: Callable[[Wire], Any], state: str, sent: bytes, script: Any, outcomes: list[str]
+) -> None:
+    """Faults 49, in every state: the upstream sees the end within two seconds, and one event is `interrupted`."""
+
+    async def go(stage: Stage) -> None:
+        client = await stage.client()
+        await client.send(sent)
+        await eventually(lambda: len(stage.proxy.clients) == 1)
+        if outcomes:
+            await eventually(lambda: stage.upstream.seen != b"")
+        if script is slowly_forever:
+            await client.until(b"data: {}\n\n")
+        await how(client)
+        await eventually(lambda: not stage.proxy.clients, 3.0)
+        events = await stage.settled(len(outcomes))
+        assert [event.outcome for event in events] == outcomes
+        for wire in stage.upstream.wires:
+            await eventually(lambda wire=wire: wire.end is not None, 2.0)  # type: ignore[misc]
+
+    play(go, script)
+
+
+@pytest.mark.parametrize("cut", range(1, len(POST), 9))
+def test_an_upload_cut_anywhere_is_never_whole_for_the_upstream(cut: int) -> None:
+    """I5, I6: the upstream sees a prefix of the request and the end of the connection."""
+
+    async def go(stage: Stage) -> None:
+        client = await stage.client()
+        await client.send(POST[:cut])
+        client.close()
+        await eventually(lambda: not stage.proxy.clients)
+        seen = stage.upstream.seen.replace(b"127.0.0.1:%d" % stage.upstream.port, b"a")
+        assert POST.startswith(seen)
+        assert len(seen) < len(POST)
+
+    play(go, never)
+
+
+# An upstream that fails.
+
+
+def test_an_upstream_that_refuses_is_a_502() -> None:
+    """Faults 56: with our header, for the request and not for the proxy; recorded as failed."""
+
+    async def go(stage: Stage) -> None:
+        reply = await stage.ask(POST)
+        assert reply.startswith(b"HTTP/1.1 502 Bad Gateway\r\n")
+        assert b"handrail-error: 502\r\n" in reply
+        (event,) = await stage.settled(1)
+        assert (event.outcome, event.payload, event.status) == ("failed", {"a": 1}, None)
+        assert stage.counted("handrail_refused_total", "upstream") == 1
+
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        play(go, upstream_port=taken.getsockname()[1])
+
+
+def test_an_upstream_that_cannot_be_reached_in_time_is_a_504() -> None:
+    """A listener whose queue is full drops the SYN."""
+
+    async def go(stage: Stage) -> None:
+        reply = await stage.ask(POST)
+        assert reply.startswith(b"HTTP/1.1 504 Gateway Timeout\r\n")
+        (event,) = await stage.settled(1)
+        assert event.outcome == "timeout"
+
+    with socket.socket() as full, contextlib.ExitStack() as held:
+        full.bind(("127.0.0.1", 0))
+        full.listen(0)
+        for _ in range(4):
+            filler = held.enter_context(socket.socket())
+            filler.setblocking(False)
+            filler.connect_ex(full.getsockname())
+        play(go, upstream_port=full.getsockname()[1], limits=limits(connect_seconds=0.3))
+
+
+@pytest.mark.parametrize("end", ["fin", "rst"])
+def test_an_upstream_that_ends_without_a_reply_is_a_502_on_a_fresh_connection(end: str) -> None:
+    """The client learns what happened."""
+
+    async def go(stage: Stage) -> None:
+        assert (await stage.ask(POST)).startswith(b"HTTP/1.1 502 ")
+        (event,) = await stage.settled(1)
+        assert event.outcome == "interrupted"
+        assert len(stage.upstream.wires) == 1
+
+    play(go, replying(then=end))
+
+
+@pytest.mark.parametrize("end", ["fin", "rst"])
+def test_an_upstream_that_ends_on_a_reused_connection_ends_the_clients(end: str) -> None:
+    """Faults 59: no error of ours and no repetition; the client sees what it would have seen, and may repeat by its rules."""
+
+    async def once(wire: Wire) -> None:
+        await wire.message()
+        await wire.send(OK)
+        await wire.message()
+        if end == "fin":
+            wire.close()
+        else:
+            wire.rst()
+
+    async def go(stage: Stage) -> None:
+        client = await stage.client()
+        await client.send(POST)
+        assert await client.message() == OK
+        await client.send(POST)
+        assert await client.rest() == b""
+        assert client.end == end
+        events = await stage.settled(2)
+        assert [event.outcome for event in events] == ["completed", "interrupted"]
+        assert len(stage.upstream.wires) == 1
+
+    play(go, once)
+
+
+def test_an_upstream_that_closes_an_idle_connection_closes_the_clients() -> None:
+    """So that the client opens a fresh one by its own rules."""
+
+    async def go(stage: Stage) -> None:
+        client = await stage.client()
+        await client.send(POST)
+        assert await client.message() == OK
+        assert await client.rest() == b""
+        await stage.settled(1)
+
+    play(go, replying(OK, then="fin"))
+
+
+@pytest.mark.parametrize("end", ["fin", "rst"])
+@pytest.mark.parametrize("sent", [SIZED_REPLY, CHUNKED_REPLY, OPEN_REPLY, SIZED_REPLY[:30]])
+def test_a_reply_that_is_cut_is_cut_for_the_client(sent: bytes, end: str) -> None:
+    """Faults 57: never a well-formed short body; a reply to the end of the connection is whole after FIN, cut after RST."""
+    whole = sent == OPEN_REPLY and end == "fin"
+
+    async def go(stage: Stage) -> None:
+        client = await stage.client()
+        await client.send(POST)
+        got = await client.rest()
+        assert sent.startswith(got) if end == "rst" else got == sent
+        assert client.end == end
+        (event,) = await stage.settled(1)
+        assert event.outcome == ("completed" if whole else "interrupted")
+        assert event.status == (200 if b"\r\n\r\n" in sent else None)
+
+    play(go, replying(sent, then=end))
+
+
+def test_an_upstream_that_never_answers_is_a_504() -> None:
+    """After `reply_seconds` of silence, also where it has sent an interim reply."""
+
+    async def hints(wire: Wire) -> None:
+        head = await wire.until()
+        if b"/hints" in head:
+            await wire.send(b"HTTP/1.1 103 Early Hints\r\n\r\n")
+        await wire.rest()
+
+    async def go(stage: Stage) -> None:
+        assert (await stage.ask(GET)).startswith(b"HTTP/1.1 504 ")
+        client = await stage.client()
+        await client.send(GET.replace(b"/ ", b"/hints "))
+        assert (await client.until()).startswith(b"HTTP/1.1 103 ")
+        assert (await client.until()).startswith(b"HTTP/1.1 504 ")
+        events = await stage.settled(2)
+        assert [event.outcome for event in events] == ["timeout", "timeout"]
+        assert stage.counted("handrail_refused_total", "reply_timeout") == 2
+
+    play(go, hints, limits=limits(reply_seconds=0.4))
+
+
+def test_a_stream_may_be_silent_as_long_as_it_likes() -> None:
+    """Faults 62: before its first byte where the client accepts a stream, and after it in any case."""
+
+    async def quiet(wire: Wire) -> None:
+        head = await wire.until()
+        if b"event-stream" in head:
+            await asyncio.sleep(0.8)
+        await wire.send(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n")
+        await asyncio.sleep(0.8)
+        await wire.send(b"ok")
+        await wire.rest()
+
+    async def go(stage: Stage) -> None:
+        streaming = GET.replace(b"\r\n\r\n", b"\r\nAccept: text/event-stream\r\n\r\n")
+        replies = await asyncio.gather(stage.ask(GET), stage.ask(streaming))
+        assert [reply[-2:] for reply in replies] == [b"ok", b"ok"]
+        await stage.settled(2)
+
+    play(go, quiet, limits=limits(reply_seconds=0.3, body_idle_seconds=0.3))
+
+
+@pytest.mark.parametrize("closes", [True, False])
+def test_a_reply_before_the_request_is_complete_is_forwarded(closes: bool) -> None:
+    """Faults 58: the client gets it at once; an upstream that keeps reading gets the rest."""
+    early = b"HTTP/1.1 413 Content Too Large\r\nContent-Length: 2\r\n\r\nno"
+
+    async def hasty(wire: Wire) -> None:
+        await wire.until()
+        await wire.exactly(3)
+        await wire.send(early)
+        if closes:
+            wire.close()
+            return
+        await wire.exactly(4)
+        await wire.message()
+        await wire.send(OK)
+        await wire.rest()
+
+    async def go(stage: Stage) -> None:
+        client = await stage.client()
+        await client.send(POST[:-4])
+        assert await client.message() == early
+        if closes:
+            await client.send(POST[-4:])
+            assert await client.rest() == b""
+        else:
+            await client.send(POST[-4:])
+            await client.send(POST)
+            assert await client.message() == OK
+        events = await stage.settled(1 if closes else 2)
+        assert (events[0].outcome, events[0].status, events[0].uninspected) == ("rejected", 413, "incomplete")
+
+    play(go, hasty)
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\nhello",
+        b"HTTP/1.1 200 OK\r\nContent-Length: x\r\n\r\n",
+        OK + OK,
+        b"SSH-2.0-OpenSSH\r\n",
+        b"HTTP/1.1 200 OK\r\nX: " + b"a" * 80_000,
+    ],
+)
+def test_a_reply_that_is_not_http_is_a_502(reply: bytes) -> None:
+    """Faults 61: none of it reaches the client, and the connection is not used again."""
+
+    async def go(stage: Stage) -> None:
+        got = await stage.ask(POST)
+        assert got.startswith(b"HTTP/1.1 502 "), got
+        (event,) = await stage.settled(1)
+        assert event.outcome == "failed"
+        await eventually(lambda: stage.upstream.wires[0].end is not None)
+        assert stage.counted("handrail_refused_total", "upstream_invalid") == 1
+
+    play(go, replying(reply))
+
+
+def test_a_reply_that_turns_bad_half_way_is_cut() -> None:
+    """What was forwarded cannot be taken back, so the client sees a cut."""
+
+    async def go(stage: Stage) -> None:
+        client = await stage.client()
+        await client.send(POST)
+        got = await client.rest()
+        assert CHUNKED_REPLY.startswith(got)
+        assert client.end == "rst"
+        (event,) = await stage.settled(1)
+        assert event.outcome == "failed"
+
+    play(go, replying(CHUNKED_REPLY, b"zz\r\n", pause=0.05))
+
+
+def test_large_heads_of_replies_pass() -> None:
+    """Faults 60: 200 lines, 20 KiB."""
+    reply = (
+        b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n"
+        + b"".join(b"X%d: %b\r\n" % (n, b"a" * 100) for n in range(200))
+        + b"\r\n"
+    )
+
+    async def go(stage: Stage) -> None:
+        assert await stage.ask(GET) == reply
+        await stage.settled(1)
+
+    play(go, replying(reply))
+
+
+def test_a_reply_without_end_streams_and_is_not_kept() -> None:
+    """Faults 63: the client has its bytes while the copy has been given up."""
+
+    async def endless(wire: Wire) -> None:
+        await wire.message()
+        await wire.send(b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n\r\n")
+        while not wire.end:
+            await wire.send(b"x" * 65_536)
+
+    async def go(stage: Stage) -> None:
+        client = await stage.client()
+        await client.send(GET)
+        for _ in range(300):
+            await client.more()
+            assert stage.proxy.budget.left > 50_000_000
+        client.rst()
+        (event,) = await stage.settled(1)
+        assert event.outcome == "interrupted"
+        assert stage.counted("handrail_uninspected_total", "too_large") == 1
+
+    play(go, endless)
+
+
+# TLS to the upstream.
+
+
+def authority() -> tuple[trustme.CA, ssl.SSLContext]:
+    ca = trustme.CA()
+    server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    ca.issue_cert("localhost").configure_cert(server)
+    return ca, server
+
+
+def test_a_tls_upstream_is_verified_and_gets_its_own_host() -> None:
+    """The certificate's name is checked; Host is the upstream's."""
+    ca, server = authority()
+    trust = ssl.create_default_context()
+    ca.configure_trust(trust)
+
+    async def go(stage: Stage) -> None:
+        client = await stage.client()
+        for _ in range(3):
+            await client.send(POST)
+            assert await client.message() == OK
+        assert b"Host: localhost:%d\r\n" % stage.upstream.port in stage.upstream.seen
+        await stage.settled(3)
+        assert len(stage.upstream.wires) == 1
+
+    play(go, tls=server, trust=trust)
+
+
+def test_a_tls_upstream_that_cannot_be_verified_gets_nothing() -> None:
+    """Another authority's certificate: 502, and no byte of the request in any form."""
+    _, server = authority()
+
+    async def go(stage: Stage) -> None:
+        reply = await stage.ask(POST)
+        assert reply.startswith(b"HTTP/1.1 502 ")
+        assert b"certificate" in reply
+        assert not stage.upstream.seen
+        (event,) = await stage.settled(1)
+        assert event.outcome == "failed"
+
+    play(go, tls=server, trust=ssl.create_default_context())
+
+
+def test_a_plain_upstream_behind_an_https_route_gets_no_plain_request() -> None:
+    """Never a fall-back to plaintext."""
+
+    async def run() -> None:
+        plain = Upstream(never)
+        await plain.start()
+        try:
+            _, server = authority()
+            async with staged(tls=server, trust=ssl.create_default_context(), upstream_port=plain.port) as stage:
+                assert (await stage.ask(POST)).startswith((b"HTTP/1.1 502 ", b"HTTP/1.1 504 "))
+                assert b"POST" not in plain.seen
+                assert plain.seen.startswith(b"\x16\x03")
+                await stage.settled(1)
+        finally:
+            await plain.stop()
+
+    import uvloop
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(run())
+
+
+# Our own failures (promise 2).
+
+
+class Broken(Exception):
+    pass
+
+
+def broken(*_: object, **__: object) -> Any:
+    raise Broken("on purpose")
+
+
+class BrokenMetrics(Metrics):
+    """Fails at everything that it is told."""
+
+    handoff = finding = fault = dropped = uninspected = count = gauge = broken  # type: ignore[assignment]
+
+
+class BrokenSink:
+    def put(self, record: Event | Finding) -> None:
+        raise Broken("on purpose")
+
+
+class BrokenDialect:
+    name = "broken"
+    ask = answer = broken
+
+
+def with_broken_dialect(inspector: Inspector) -> Inspector:
+    reader = inspector.reader
+    reader._chosen[()] = (BrokenDialect(), *reader._all)  # type: ignore[arg-type]
+    return inspector
+
+
+def with_broken_steps(inspector: Inspector) -> Inspector:
+    inspector.open = inspector.close = inspector.advance = broken  # type: ignore[method-assign]
+    return inspector
+
+
+def with_broken_detector(inspector: Inspector) -> Inspector:
+    for watch in inspector.pipeline.watches:
+        watch.detector.observe = watch.detector.advance = broken  # type: ignore[method-assign]
+    return inspector
+
+
+RULE = """
+language: 1
+rules:
+  - id: schema.violation
+    title: t
+    why: w
+    maturity: stable
+    severity: critical
+    kind: schema.violation
+    action: ACTION
+    tests:
+      - {name: a repeated key, events: [{at: 0, uninspected: duplicate_key}], finds: 1}
+      - {name: nothing wrong, events: [{at: 0}], finds: 0}
+"""
+
+
+@pytest.mark.parametrize("action", ["observe", "enforce"])
+@pytest.mark.parametrize(
+    ("options", "events", "component"),
+    [
+        ({"wrap": with_broken_dialect}, 4, "dialect.broken"),
+        ({"wrap": with_broken_detector}, 4, "detector.schema.violation"),
+        ({"wrap": with_broken_steps}, 0, "inspector"),
+        ({"sinks": (BrokenSink(),)}, 4, "sink"),
+        ({"metrics": BrokenMetrics()}, 4, None),
+    ],
+    ids=["dialect", "detector", "inspector", "sink", "metrics"],
+)
+def test_our_own_failures_change_no_exchange(
+    options: dict[str, Any], events: int, component: str | None, action: str
+) -> None:
+    """A part that raises at everything: the same bytes both ways, and the fault counted."""
+
+    async def go(stage: Stage) -> None:
+        client = await stage.client()
+        for _ in range(4):
+            await client.send(POST)
+            assert await client.message() == OK
+        expected = POST.replace(b"Host: a", b"Host: 127.0.0.1:%d" % stage.upstream.port)
+        assert stage.upstream.seen == expected * 4
+        await asyncio.sleep(0.6)  # two sweeps
+        await stage.settled(events)
+        bad = await stage.client()
+        await bad.send(AMBIGUOUS["two lengths"])
+        assert (await bad.rest()).startswith(b"HTTP/1.1 400 ")
+        if component is not None:
+            assert stage.counted("handrail_faults_total", component) >= 4
+
+    play(go, answer_all, rules_text=RULE.replace("ACTION", action), **options)
+
+
+def test_the_defaults_are_the_documented_limits() -> None:
+    """Faults, section 4."""
+    documented = LimitsConfig()
+    assert (documented.header_bytes, documented.header_lines, documented.header_seconds) == (65_536, 256, 10.0)
+    assert (documented.body_idle_seconds, documented.connect_seconds, documented.hold_bytes) == (30.0, 1.0, 1_048_576)
