@@ -1134,6 +1134,8 @@ class Proxy:
 
     def open_held(self, passage: _Passage) -> Refusal | None:
         """The Decision on a request that is held; none where we fail."""
+        if self._looking:
+            self.drain()  # it may repeat an exchange that is over and was not looked at yet
         now = self.now()
         try:
             passage.asked, decisions = self.inspector.open(passage.exchange)
