@@ -21,8 +21,9 @@ import uvloop
 from handrail import rules
 from handrail.config import Config, LimitsConfig
 from handrail.edge.metrics import Metrics
-from handrail.edge.proxy import Listener, Proxy, Target
+from handrail.edge.proxy import Proxy
 from handrail.edge.record import Recorder
+from handrail.edge.route import Listener, Target
 from handrail.event import Event, Finding
 from handrail.pipeline import Inspector, build
 from handrail.schema.registry import Registry

@@ -3,8 +3,8 @@
 import pytest
 
 from handrail.event import Fault
-from handrail.wire import Reply, Request
-from handrail.wire.http1 import ChunkedDecoder, CopyBudget, HeadLimits, ReplyDecoder, RequestDecoder
+from handrail.wire import HeadLimits, Reply, Request
+from handrail.wire.http1 import ChunkedDecoder, CopyBudget, ReplyDecoder, RequestDecoder
 
 HEAD = b"POST /a HTTP/1.1\r\nHost: agent\r\n"
 LIMIT = 1 << 20

@@ -1,5 +1,5 @@
-"""The laws of every decoder: any chunking gives the same messages; garbage gives a Fault and never an exception; what is
-buffered is bounded.
+"""The laws of every decoder: any chunking gives the same messages; garbage gives a Fault and never an exception; what
+is buffered is bounded.
 
 One drive for each decoder turns a list of pieces into what came out, so that each law is written once.
 """
@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from handrail.event import Fault
-from handrail.wire import Reply, Request
-from handrail.wire.http1 import ChunkedDecoder, CopyBudget, HeadLimits, ReplyDecoder, RequestDecoder
+from handrail.wire import HeadLimits, Reply, Request
+from handrail.wire.http1 import ChunkedDecoder, CopyBudget, ReplyDecoder, RequestDecoder
 from handrail.wire.sse import ServerSentEvent, SseDecoder
 
 LIMITS = HeadLimits(head_bytes=2048, field_bytes=512, lines=32)

@@ -17,9 +17,7 @@ import ssl
 import struct
 import time
 from collections.abc import Callable
-from fnmatch import translate
 from typing import Any, cast
-from urllib.parse import urlsplit
 
 import msgspec
 import orjson
@@ -28,11 +26,12 @@ from handrail.config import LimitsConfig
 from handrail.dialects import Asked
 from handrail.dialects.a2a import is_card_path, rewrite_card
 from handrail.edge.record import Recorder
+from handrail.edge.route import Listener, Target
 from handrail.event import Fault, Refusal
 from handrail.pipeline import Inspector, refusal_in
-from handrail.wire import End, Exchange, Reply, Request, Route
+from handrail.wire import End, Exchange, HeadLimits, Reply, Request
 from handrail.wire.body import decode
-from handrail.wire.http1 import CopyBudget, HeadLimits, ReplyDecoder, RequestDecoder
+from handrail.wire.http1 import CopyBudget, ReplyDecoder, RequestDecoder
 
 log = logging.getLogger("handrail.proxy")
 
@@ -50,58 +49,6 @@ HALF_CLOSE_SECONDS = 1.0
 """A client that has sent its last byte may still want the answer. After this long the upstream is told."""
 
 _perf = time.perf_counter
-
-
-class Target(msgspec.Struct, frozen=True, kw_only=True):
-    """Where a connection to an upstream goes."""
-
-    host: str
-    port: int
-    authority: str
-    """Value of the Host header: the port is left out where it is the scheme's own."""
-    tls: ssl.SSLContext | None = None
-    server_name: str | None = None
-
-    @classmethod
-    def parse(cls, url: str, tls: ssl.SSLContext | None = None, server_name: str | None = None) -> "Target":
-        """`http://host[:port]` or `https://…`. Raises ValueError, saying what is wrong."""
-        parts = urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ValueError(f"{url!r} is not http://host[:port] or https://host[:port]")
-        if parts.path not in ("", "/") or parts.query or parts.username:
-            raise ValueError(f"{url!r} must be scheme, host and port only")
-        own = 443 if parts.scheme == "https" else 80
-        port = parts.port or own
-        host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
-        return cls(
-            host=parts.hostname,
-            port=port,
-            authority=host if port == own else f"{host}:{port}",
-            tls=(tls or ssl.create_default_context()) if parts.scheme == "https" else None,
-            server_name=server_name or (parts.hostname if parts.scheme == "https" else None),
-        )
-
-
-class Listener(msgspec.Struct, kw_only=True):
-    """One listen address and what is behind it. Without `target` it is a forward proxy to what `allow` admits."""
-
-    host: str
-    port: int
-    route: Route
-    target: Target | None = None
-    own_host: bool = False
-    """Leave the client's Host header as it is."""
-    stamp: bool = False
-    rewrite_cards: bool = False
-    allow: tuple[str, ...] = ()
-    _allowed: re.Pattern[str] | None = None
-
-    def allows(self, host: str, port: int) -> bool:
-        """Whether the configuration admits this destination of a forward proxy."""
-        if self._allowed is None:
-            both = [pattern if re.search(r":[0-9*]+$", pattern) else f"{pattern}:*" for pattern in self.allow]
-            self._allowed = re.compile("|".join(translate(pattern.lower()) for pattern in both) or r"(?!)")
-        return self._allowed.match(f"{host.lower()}:{port}") is not None
 
 
 class _Passage:
@@ -436,6 +383,13 @@ class _Client(asyncio.Protocol):
             upstream.leave()
             return
         self._resume(_CONNECTING)
+        if self._listener.target is None and self._proxy.is_own(upstream.transport):
+            self._proxy.recorder.count("handrail_refused_total", "loop")
+            self._queue.clear()
+            self._end("refused")
+            self._drop_upstream()
+            self._answer(508, "Loop", "the destination is this sidecar")
+            return
         if self.state == _TUNNEL:
             if self._method == "CONNECT":
                 self.transport.write(b"HTTP/1.1 200 Connection established\r\n\r\n")
@@ -1027,7 +981,7 @@ class Proxy:
                 self._protocol(listener), listener.host, listener.port, backlog=1024, reuse_address=True
             )
             self._servers.append(server)
-            address = server.sockets[0].getsockname()[:2]
+            address = cast(Any, server).sockets[0].getsockname()[:2]
             listener.host, listener.port = address
             self.addresses.add((str(address[0]), int(address[1])))
             bound.append((str(address[0]), int(address[1])))
@@ -1035,6 +989,14 @@ class Proxy:
         self._sweeper = self._loop.call_later(SWEEP_SECONDS, self._sweep)
         self._opener = self._loop.call_later(OPEN_SECONDS, self._look_at_open)
         return bound
+
+    def is_own(self, transport: asyncio.Transport) -> bool:
+        """Whether a connection leads to one of the listeners, by whatever name it was asked for."""
+        peer, here = transport.get_extra_info("peername"), transport.get_extra_info("sockname")
+        if peer is None or here is None:
+            return False
+        own = peer[:2] in self.addresses
+        return own or (peer[0] == here[0] and any((any_, peer[1]) in self.addresses for any_ in ("0.0.0.0", "::")))  # noqa: S104 - compared, not bound
 
     def _protocol(self, listener: Listener) -> Callable[[], _Client]:
         return lambda: _Client(self, listener)

@@ -20,8 +20,9 @@ from handrail.edge.admin import Admin
 from handrail.edge.clickhouse import ClickHouseSink
 from handrail.edge.files import Unreadable, builtin_packs, read_packs, read_schemas, schema_stamp
 from handrail.edge.metrics import Metrics
-from handrail.edge.proxy import Listener, Proxy, Target
+from handrail.edge.proxy import Proxy
 from handrail.edge.record import Recorder, Rows
+from handrail.edge.route import Listener, Target
 from handrail.event import Fault
 from handrail.pipeline import Inspector, build
 from handrail.schema.registry import Registry

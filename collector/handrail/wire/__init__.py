@@ -17,7 +17,7 @@ import msgspec
 from handrail.event import Fault, Side
 from handrail.wire.body import Body, BodyLimits, read_body
 
-__all__ = ["Body", "BodyLimits", "Decoder", "End", "Exchange", "Message", "Reply", "Request", "Route"]
+__all__ = ["Body", "BodyLimits", "Decoder", "End", "Exchange", "HeadLimits", "Message", "Reply", "Request", "Route"]
 
 End = Literal[
     "replied",  # a complete reply
@@ -37,6 +37,14 @@ class Decoder(Protocol):
     def feed(self, data: bytes, at: float) -> Iterator[Any | Fault]: ...
 
     def close(self, at: float) -> Iterator[Any | Fault]: ...
+
+
+class HeadLimits(msgspec.Struct, frozen=True, kw_only=True):
+    """How large the head of a message may be, in bytes and lines."""
+
+    head_bytes: int = 65_536
+    field_bytes: int = 16_384
+    lines: int = 256
 
 
 class Route(msgspec.Struct, frozen=True, kw_only=True):

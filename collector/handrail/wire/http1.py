@@ -17,10 +17,9 @@ from collections.abc import Callable
 from typing import Any
 
 import httptools
-import msgspec
 
 from handrail.event import Fault
-from handrail.wire import Reply, Request
+from handrail.wire import HeadLimits, Reply, Request
 
 REASONS = {
     "ambiguous_framing": "two parsers could disagree on where the message ends",
@@ -30,14 +29,6 @@ REASONS = {
     "unexpected": "bytes that belong to no message",
     "http2": "an HTTP/2 connection (RFC 9113 3.4); the caller tunnels what is in `rest` and what follows",
 }
-
-
-class HeadLimits(msgspec.Struct, frozen=True, kw_only=True):
-    """How large a head may be, in bytes and lines."""
-
-    head_bytes: int = 65_536
-    field_bytes: int = 16_384
-    lines: int = 256
 
 
 class CopyBudget:
@@ -727,10 +718,11 @@ class ReplyDecoder:
         self._expecting = True
         self._size = 0
         self._finish()
-        done, self._done = self._done, None
+        final: Reply | None = self._done
+        self._done = None
         if data:
             return _fault("unexpected", "the upstream sent a body in reply to HEAD", at)
-        return done
+        return final
 
     def _too_large(self, data: bytes) -> bool:
         """Whether a head that has not ended yet is past the limit; `data` may hold its end and the body behind it."""

@@ -1,0 +1,62 @@
+"""Where connections come in and where they go: the addresses of the data path, read from the configuration."""
+
+import re
+import ssl
+from fnmatch import translate
+from urllib.parse import urlsplit
+
+import msgspec
+
+from handrail.wire import Route
+
+
+class Target(msgspec.Struct, frozen=True, kw_only=True):
+    """Where a connection to an upstream goes."""
+
+    host: str
+    port: int
+    authority: str
+    """Value of the Host header: the port is left out where it is the scheme's own."""
+    tls: ssl.SSLContext | None = None
+    server_name: str | None = None
+
+    @classmethod
+    def parse(cls, url: str, tls: ssl.SSLContext | None = None, server_name: str | None = None) -> "Target":
+        """`http://host[:port]` or `https://…`. Raises ValueError, saying what is wrong."""
+        parts = urlsplit(url)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ValueError(f"{url!r} is not http://host[:port] or https://host[:port]")
+        if parts.path not in ("", "/") or parts.query or parts.username:
+            raise ValueError(f"{url!r} must be scheme, host and port only")
+        own = 443 if parts.scheme == "https" else 80
+        port = parts.port or own
+        host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
+        return cls(
+            host=parts.hostname,
+            port=port,
+            authority=host if port == own else f"{host}:{port}",
+            tls=(tls or ssl.create_default_context()) if parts.scheme == "https" else None,
+            server_name=server_name or (parts.hostname if parts.scheme == "https" else None),
+        )
+
+
+class Listener(msgspec.Struct, kw_only=True):
+    """One listen address and what is behind it. Without `target` it is a forward proxy to what `allow` admits."""
+
+    host: str
+    port: int
+    route: Route
+    target: Target | None = None
+    own_host: bool = False
+    """Leave the client's Host header as it is."""
+    stamp: bool = False
+    rewrite_cards: bool = False
+    allow: tuple[str, ...] = ()
+    _allowed: re.Pattern[str] | None = None
+
+    def allows(self, host: str, port: int) -> bool:
+        """Whether the configuration admits this destination of a forward proxy."""
+        if self._allowed is None:
+            both = [pattern if re.search(r":[0-9*]+$", pattern) else f"{pattern}:*" for pattern in self.allow]
+            self._allowed = re.compile("|".join(translate(pattern.lower()) for pattern in both) or r"(?!)")
+        return self._allowed.match(f"{host.lower()}:{port}") is not None
