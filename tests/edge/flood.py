@@ -15,9 +15,10 @@ from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[2] / "collector")]
 
-import orjson
-import uvloop
-from edge.recorder import OK, Upstream, Wire, staged
+import orjson  # noqa: E402 - the two trees are on the path from here on
+import uvloop  # noqa: E402
+
+from edge.recorder import OK, Upstream, Wire, staged  # noqa: E402
 
 PIECE = b"x" * 65_536
 

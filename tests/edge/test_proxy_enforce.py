@@ -8,6 +8,7 @@ from typing import Any
 
 import orjson
 import pytest
+
 from edge.recorder import OK, Stage, Wire, eventually, limits, play
 
 RULES = """

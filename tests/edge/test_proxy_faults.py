@@ -13,6 +13,8 @@ from typing import Any
 
 import pytest
 import trustme
+import uvloop
+
 from edge.recorder import OK, Stage, Upstream, Wire, answer_all, eventually, limits, play, replying, staged
 from handrail.config import LimitsConfig
 from handrail.edge.metrics import Metrics
@@ -326,7 +328,7 @@ def test_an_upstream_that_ends_without_a_reply_is_a_502_on_a_fresh_connection(en
 
 @pytest.mark.parametrize("end", ["fin", "rst"])
 def test_an_upstream_that_ends_on_a_reused_connection_ends_the_clients(end: str) -> None:
-    """Faults 59: no error of ours and no repetition; the client sees what it would have seen, and may repeat by its rules."""
+    """Faults 59: no error of ours and no repetition; the client may repeat by its own rules."""
 
     async def once(wire: Wire) -> None:
         await wire.message()
@@ -367,7 +369,7 @@ def test_an_upstream_that_closes_an_idle_connection_closes_the_clients() -> None
 @pytest.mark.parametrize("end", ["fin", "rst"])
 @pytest.mark.parametrize("sent", [SIZED_REPLY, CHUNKED_REPLY, OPEN_REPLY, SIZED_REPLY[:30]])
 def test_a_reply_that_is_cut_is_cut_for_the_client(sent: bytes, end: str) -> None:
-    """Faults 57: never a well-formed short body; a reply to the end of the connection is whole after FIN, cut after RST."""
+    """Faults 57: never a well-formed short body; what ends with the connection is whole after FIN, cut after RST."""
     whole = sent == OPEN_REPLY and end == "fin"
 
     async def go(stage: Stage) -> None:
@@ -596,8 +598,6 @@ def test_a_plain_upstream_behind_an_https_route_gets_no_plain_request() -> None:
                 await stage.settled(1)
         finally:
             await plain.stop()
-
-    import uvloop
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(run())

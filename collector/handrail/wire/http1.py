@@ -219,7 +219,7 @@ class RequestDecoder:
         if end < 0:
             self.rest = data
             if len(data) > self._limits.head_bytes:
-                return _fault("head_too_large", f"no end of the head within {self._limits.head_bytes} bytes", at)
+                return self._too_large(data, f"no end of the head within {self._limits.head_bytes} bytes", at)
             if _BARE_LF.search(data):
                 return _fault("malformed", "a line ends in LF without CR", at)
             return None
@@ -257,9 +257,9 @@ class RequestDecoder:
     def _read_head(self, head: bytes, at: float) -> Fault | None:
         limits = self._limits
         if len(head) > limits.head_bytes:
-            return _fault("head_too_large", f"the head is longer than {limits.head_bytes} bytes", at)
+            return self._too_large(head, f"the head is longer than {limits.head_bytes} bytes", at)
         if len(head) > limits.field_bytes and max(map(len, head.split(b"\r\n"))) > limits.field_bytes:
-            return _fault("head_too_large", f"a header is longer than {limits.field_bytes} bytes", at)
+            return self._too_large(head, f"a header is longer than {limits.field_bytes} bytes", at)
         if head.startswith(b"PRI * HTTP/2"):
             return _fault("http2", "an HTTP/2 connection", at)
         headers: dict[bytes, bytes] = {}
@@ -303,6 +303,12 @@ class RequestDecoder:
         read = match[1].decode(), match[2], match[2].decode()
         _remember(_requests, line, read)
         return read
+
+    def _too_large(self, head: bytes, message: str, at: float) -> Fault:
+        """In small pieces a line that ends in LF would have been noticed first, so it is here too."""
+        if _BARE_LF.search(head, 0, self._limits.head_bytes):
+            return _fault("malformed", "a line ends in LF without CR", at)
+        return _fault("head_too_large", message, at)
 
     def _read_framing(self, headers: dict[bytes, bytes], at: float) -> Fault | None:
         """RFC 9112 6.1 to 6.3, and refusal wherever a proxy and an upstream could differ."""
