@@ -149,6 +149,16 @@ def _fault(component: str, error: Exception, at: float) -> Fault:
 _ABSENT = object()
 
 
+OPEN_SECONDS = 0.05
+"""A call that is open for longer is observed while it is; a shorter one only when it is over."""
+
+
+def is_long(exchange: Exchange) -> bool:
+    """Whether an exchange that is over was open for long enough to be observed while it was."""
+    request = exchange.request
+    return exchange.ended - (request.end or request.at) >= OPEN_SECONDS
+
+
 class Inspector:
     """Exchanges through the dialects into the pipeline: the same steps for the live proxy and for replay."""
 
@@ -174,10 +184,18 @@ class Inspector:
                 yield self.pipeline.observe(read)
 
     def whole(self, exchange: Exchange) -> Iterator[Decision]:
-        """An exchange that is over and was not opened: its events are observed once, with their final outcome."""
-        asked, faults = self.reader.ask(exchange)
-        if faults:
-            yield Decision(faults=tuple(faults))
+        """An exchange that is over and was never opened.
+
+        A short one is observed once, with its final outcome; a long one as if it had been opened in time, so that what
+        is found does not hang on when somebody looked.
+        """
+        if is_long(exchange):
+            asked, decisions = self.open(exchange)
+            yield from decisions
+        else:
+            asked, faults = self.reader.ask(exchange)
+            if faults:
+                yield Decision(faults=tuple(faults))
         yield from self.close(exchange, asked)
 
     def advance(self, now: float) -> Decision:
@@ -208,7 +226,7 @@ def build(config: Config, registry: Registry, watches: Sequence[Watch], file: st
 
 
 def replay_exchanges(exchanges: Iterable[Exchange], inspector: Inspector) -> Iterator[Decision]:
-    """Recorded exchanges through the steps of live traffic: each opens and closes at its own instant.
+    """Recorded exchanges through the steps of live traffic: a long one opens and closes at its own instants.
 
     Time passes up to each instant before it is looked at, and no further than the last one: a deadline that was still
     open when the recording ended was not missed in it.
@@ -216,7 +234,8 @@ def replay_exchanges(exchanges: Iterable[Exchange], inspector: Inspector) -> Ite
     steps: list[tuple[float, Exchange, bool]] = []
     for exchange in exchanges:
         opened = exchange.request.end or exchange.request.at
-        steps.append((opened, exchange, True))
+        if is_long(exchange):
+            steps.append((opened, exchange, True))
         steps.append((max(opened, exchange.ended), exchange, False))
     steps.sort(key=lambda step: step[0])  # stable: equal instants keep the order of the recording
     asked: dict[int, Asked] = {}
@@ -228,8 +247,10 @@ def replay_exchanges(exchanges: Iterable[Exchange], inspector: Inspector) -> Ite
         if is_open:
             asked[id(exchange)], decisions = inspector.open(exchange)
             yield from decisions
+        elif (known := asked.pop(id(exchange), None)) is not None:
+            yield from inspector.close(exchange, known)
         else:
-            yield from inspector.close(exchange, asked.pop(id(exchange)))
+            yield from inspector.whole(exchange)
 
 
 def replay_events(events: Iterable[Event], inspector: Inspector) -> Iterator[Decision]:

@@ -16,6 +16,7 @@ import socket
 import ssl
 import struct
 import time
+from collections import deque
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -28,7 +29,7 @@ from handrail.dialects.a2a import is_card_path, rewrite_card
 from handrail.edge.record import Recorder
 from handrail.edge.route import Listener, Target
 from handrail.event import Fault, Refusal
-from handrail.pipeline import Inspector, refusal_in
+from handrail.pipeline import OPEN_SECONDS, Inspector, refusal_in
 from handrail.wire import End, Exchange, HeadLimits, Reply, Request
 from handrail.wire.body import decode
 from handrail.wire.http1 import CopyBudget, ReplyDecoder, RequestDecoder
@@ -39,8 +40,6 @@ PIPELINE_BYTES = 65_536
 """How much may wait behind a request that is being answered before the client is no longer read."""
 SWEEP_SECONDS = 0.25
 """How exact time-outs are; one pass over all connections costs about 0.1 µs each."""
-OPEN_SECONDS = 0.05
-"""A call that is open for longer is shown to the inspector while it is; a shorter one only when it is over."""
 LOOK_SECONDS = 0.005
 """How long an exchange that is over waits for a better moment to be looked at."""
 LINGER_SECONDS = 1.0
@@ -951,7 +950,7 @@ class Proxy:
         self.enforcing = False
         self.offset = time.time() - _perf()
         self._looking: list[_Passage] = []
-        self._open: list[_Passage] = []
+        self._open: deque[_Passage] = deque()
         self._drain_due = False
         self._drain_timer: asyncio.TimerHandle | None = None
         self._opener: asyncio.TimerHandle | None = None
@@ -1079,13 +1078,12 @@ class Proxy:
                 self._contain(error, now)
 
     def _look_at_open(self) -> None:
-        """Shows the inspector what is still open: deadlines run, and waits are known while they last."""
-        self._opener = self._loop.call_later(OPEN_SECONDS, self._look_at_open)
-        if not self._open:
-            return
-        passages, self._open = self._open, []
+        """Shows the inspector what has been open for long: deadlines run, and waits are known while they last."""
+        self._opener = self._loop.call_later(OPEN_SECONDS / 2, self._look_at_open)
+        open_ = self._open
         now = self.now()
-        for passage in passages:
+        while open_ and open_[0].exchange.request.end <= now - OPEN_SECONDS:
+            passage = open_.popleft()
             if passage.exchange.ended:
                 continue
             try:
