@@ -193,7 +193,7 @@ def test_a_hundred_idle_connections_cost_little_and_end() -> None:
             assert await client.message() == OK
         await stage.settled(100)
         await eventually(lambda: not stage.proxy.clients)
-        assert all(wire.end for wire in stage.upstream.wires)
+        await eventually(lambda: all(wire.end for wire in stage.upstream.wires))
 
     play(go, limits=limits(keepalive_seconds=0.4))
 
