@@ -273,7 +273,7 @@ def begin(
         trace_id=trace_id,
         span_id=span_id,
         deadline=deadline,
-        uninspected=body.reason if request.size else None,
+        uninspected=body.reason if request.size or request.cut is not None else None,
     )
 
 

@@ -18,7 +18,7 @@ class Http:
     def ask(self, exchange: Exchange) -> tuple[Event, ...]:
         """Exactly one event."""
         request = exchange.request
-        if not request.size:
+        if not request.size and request.cut is None:
             return (begin(exchange, "http", place_of(exchange), _NOTHING, EMPTY, kind="read"),)
         body = request.json(exchange.route.limits)
         return (begin(exchange, "http", place_of(exchange), _NOTHING, body, payload=body.value),)
