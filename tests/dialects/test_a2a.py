@@ -31,9 +31,8 @@ def handoffs(exchanges: list[Exchange]) -> list[Event]:
     """The handoffs in a recording, as `replay` finds them, in the order in which they were asked."""
     inspector = build(Config(), Registry(), ())
     events = [decision.event for decision in replay_exchanges(exchanges, inspector) if decision.event is not None]
-    asked = [event.id for event in events if event.outcome == "asked"]
     found = [event for event in events if event.outcome != "asked" and event.kind == "handoff"]
-    return sorted(found, key=lambda event: asked.index(event.id))
+    return sorted(found, key=lambda event: event.at)
 
 
 @pytest.mark.skipif(not EXPECTED.exists(), reason="the recorded traffic is not here")
