@@ -646,3 +646,37 @@ def test_what_is_still_open_after_the_drain_is_cut_and_recorded() -> None:
         assert event.outcome == "interrupted"
 
     play(go, never)
+
+
+def test_copies_of_long_bodies_are_bounded_while_their_exchanges_are_open() -> None:
+    """The second of two long requests that wait for their replies passes unread; both arrive whole."""
+    body = b'{"a": "' + b"x" * 150_000 + b'"}'
+    request = b"POST /long HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(
+        body
+    )
+    answer = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
+    release = asyncio.Event()
+
+    async def upstream(wire: Wire) -> None:
+        await wire.message()
+        await release.wait()
+        await wire.send(answer)
+
+    async def scenario(stage: Stage) -> None:
+        budget = stage.proxy.budget
+        taken = budget.left - 330_000
+        budget.left -= taken
+        clients = [await stage.client() for _ in range(3)]
+        for client in clients:
+            await client.send(request + body)
+        await eventually(lambda: sum(len(wire.seen) for wire in stage.upstream.wires) >= 3 * len(request + body))
+        release.set()
+        for client in clients:
+            assert (await client.message()).endswith(b"ok")
+        events = await stage.settled(3)
+        assert sorted(event.uninspected or "" for event in events) == ["", "", "overload"]
+        assert stage.counted("handrail_uninspected_total", "overload") == 1
+        budget.left += taken
+        assert budget.left == 67_108_864
+
+    play(scenario, upstream)

@@ -30,7 +30,7 @@ from handrail.edge.record import Recorder
 from handrail.edge.route import Listener, Target
 from handrail.event import Fault, Refusal
 from handrail.pipeline import OPEN_SECONDS, Inspector, refusal_in
-from handrail.wire import End, Exchange, HeadLimits, Reply, Request
+from handrail.wire import End, Exchange, HeadLimits, Message, Reply, Request
 from handrail.wire.body import decode
 from handrail.wire.http1 import CopyBudget, ReplyDecoder, RequestDecoder
 
@@ -38,6 +38,8 @@ log = logging.getLogger("handrail.proxy")
 
 PIPELINE_BYTES = 65_536
 """How much may wait behind a request that is being answered before the client is no longer read."""
+COUNTED_BYTES = 65_536
+"""A longer body counts against the one budget of all copies until its exchange was looked at."""
 SWEEP_SECONDS = 0.25
 """How exact time-outs are; one pass over all connections costs about 0.1 µs each."""
 LOOK_SECONDS = 0.005
@@ -53,12 +55,13 @@ _perf = time.perf_counter
 class _Passage:
     """One exchange on its way through, and what the inspector made of it so far."""
 
-    __slots__ = ("asked", "closed", "exchange", "overhead")
+    __slots__ = ("asked", "closed", "exchange", "kept", "overhead")
 
     def __init__(self, exchange: Exchange) -> None:
         self.exchange = exchange
         self.asked: Asked | None = None
         self.closed = False
+        self.kept = 0
         self.overhead = 0.0
 
 
@@ -281,7 +284,10 @@ class _Client(asyncio.Protocol):
 
     def _passage_of(self, request: Request) -> _Passage:
         proxy = self._proxy
-        return _Passage(Exchange(id=proxy.next_id(), route=self._route, request=request))
+        passage = _Passage(Exchange(id=proxy.next_id(), route=self._route, request=request))
+        if len(request.body) > COUNTED_BYTES:
+            proxy.keep(passage, request)
+        return passage
 
     def _reply_deadline(self, at: float) -> float:
         seconds = self._proxy.limits.reply_seconds
@@ -442,6 +448,8 @@ class _Client(asyncio.Protocol):
             passage = self._passage = self._passage_of(self.decoder.partial(at))
         exchange = passage.exchange
         exchange.reply = reply
+        if len(reply.body) > COUNTED_BYTES:
+            proxy.keep(passage, reply)
         exchange.ended = at
         exchange.overhead_ms = passage.overhead * 1000
         proxy.look_at(passage)
@@ -752,6 +760,8 @@ class _Client(asyncio.Protocol):
         exchange.overhead_ms = passage.overhead * 1000
         if upstream is not None and exchange.reply is None:
             exchange.reply = upstream.decoder.partial()
+            if exchange.reply is not None:
+                self._proxy.keep(passage, exchange.reply)
         self._held = None
         self._proxy.look_at(passage)
         self._uncount()
@@ -920,8 +930,8 @@ class _Upstream(asyncio.Protocol):
 class Proxy:
     """Listens, forwards, and shows the inspector what passed.
 
-    Memory is bounded by `limits.connections` connections with a socket buffer each way, and by one budget for all
-    bodies that arrive in pieces.
+    Memory is bounded by `limits.connections` connections with a socket buffer and a short body each way, and by one
+    budget for all bodies that are long or that arrive in pieces.
     """
 
     def __init__(
@@ -1076,6 +1086,18 @@ class Proxy:
                         recorder.uninspected(reason)
             except Exception as error:
                 self._contain(error, now)
+            self.budget.left += passage.kept
+            passage.kept = 0
+
+    def keep(self, passage: _Passage, message: Message) -> None:
+        """Counts the copy of a long body for as long as its exchange is under way; past the budget it goes unread."""
+        size = len(message.body)
+        if self.budget.left < size:
+            message.body = b""
+            message.cut = "overload"
+        else:
+            self.budget.left -= size
+            passage.kept += size
 
     def _look_at_open(self) -> None:
         """Shows the inspector what has been open for long: deadlines run, and waits are known while they last."""

@@ -15,6 +15,7 @@ import zstandard
 
 REASONS = {
     "too_large": "the body is longer than inspection.body_bytes",
+    "overload": "the copies of all bodies under way reached their common budget",
     "incomplete": "the connection ended before the body did",
     "stream_too_long": "a stream was longer than inspection.body_bytes",
     "not_json": "the content type is not JSON",
