@@ -123,3 +123,10 @@ def test_enforced_what_passes_all_the_same_is_told_once(build) -> None:
     """A request too long to hold is found when asked and completes: one finding."""
     pipeline = build("output.duplicate", action="enforce")
     assert counts(pipeline, handoff(1), handoff(2, 1, "asked"), handoff(2, 1)) == [0, 1, 0]
+
+
+def test_a_task_named_like_its_workflow_is_a_conversation(build) -> None:
+    """Turn after turn under one name is no duplicate; the same turn again is one."""
+    pipeline = build("output.duplicate")
+    turns = [handoff(n, float(n), task="w", payload={"turn": said}) for n, said in enumerate(["go", "on", "go", "stop"])]
+    assert counts(pipeline, *turns) == [0, 0, 1, 0]

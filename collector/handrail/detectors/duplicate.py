@@ -11,6 +11,7 @@ from handrail.event import Event, Finding
 from handrail.schema.registry import Registry
 
 _OUTPUTS = frozenset({"handoff", "write", "publish"})
+_LANDED = frozenset({"completed", "accepted"})
 _IDS = 32
 """Event ids remembered for each key, so that an event delivered again is not taken for a second output."""
 
@@ -43,7 +44,8 @@ class OutputDuplicate:
 
     Completed twice is a duplicate whatever the content. Accepted twice (a 202, a task still working) is one only with
     the same content, because a conversation about a running task is accepted turn by turn; accepted and then
-    completed is one output. Attempts that failed, were refused, timed out or broke off are no outputs: trying again is
+    completed is one output. A task named like its workflow is a conversation too: only the same content is a repeat.
+    Attempts that failed, were refused, timed out or broke off are no outputs: trying again is
     what a sender should do. An event without task says nothing, and one with neither workflow nor source could be
     anybody's.
     """
@@ -63,9 +65,9 @@ class OutputDuplicate:
             return NOTHING
         if outcome == "asked":
             return self._asked(event) if self._enforced else NOTHING
-        if outcome == "completed":
+        if outcome == "completed" and task != event.workflow:
             key: Key = (event.workflow, event.source, task, event.target)
-        elif outcome == "accepted" and event.digest is not None:
+        elif outcome in _LANDED and event.digest is not None:
             key = (event.workflow, event.source, task, event.target, event.digest)
         else:
             return NOTHING
@@ -82,7 +84,9 @@ class OutputDuplicate:
     def _asked(self, event: Event) -> Iterable[Finding]:
         """Enforced, so judged before it lands: what landed before is known, what is under way is not."""
         key: Key = (event.workflow, event.source, event.task, event.target)
-        known = self._tasks.get(key) or self._tasks.get((*key, event.digest))
+        known = self._tasks.get((*key, event.digest))
+        if known is None and event.task != event.workflow:
+            known = self._tasks.get(key)
         if known is None or event.id in known.ids or abs(event.at - known.last) > self._within:
             return NOTHING
         _remember(known, event.id)
