@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from typing import ClassVar
 
 import msgspec
+import xxhash
 
 from handrail.detectors import NOTHING, Count, Rule, Seconds, Sight, finding, instant, lasting
 from handrail.event import Event, Finding
@@ -15,28 +16,28 @@ _LANDED = frozenset({"completed", "accepted"})
 _IDS = 32
 """Event ids remembered for each key, so that an event delivered again is not taken for a second output."""
 
-Key = tuple[str | None, ...]
-
-
-class _Landing(msgspec.Struct, frozen=True, gc=False):
-    at: float
-    id: str
-    digest: str | None
-    attempt: int | None
-    subject: str | None
-    version: str | None
+_Landing = tuple[float, str, str | None, int | None, str | None, str | None]
+"""at, id, digest, attempt, subject, version. A plain tuple, because there is one for every task that is remembered."""
 
 
 class _Task(msgspec.Struct):
+    """A task that was completed more than once."""
+
     first: _Landing
     last: float
     ids: list[str]
 
 
+def _key(*parts: str | None) -> bytes:
+    """What is remembered of workflow, source, task and target: 16 bytes in place of five strings of the wire."""
+    return xxhash.xxh3_128_digest(repr(parts).encode())
+
+
 class DuplicateParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     within_seconds: Seconds = 86_400.0
     """Two outputs further apart than this are two tasks that share a name."""
-    keys: Count = 100_000
+    keys: Count = 50_000
+    """One takes 0.4 KB."""
 
 
 class OutputDuplicate:
@@ -57,7 +58,7 @@ class OutputDuplicate:
     def __init__(self, rule: Rule, params: DuplicateParams, registry: Registry) -> None:
         self._rule, self._within, self._keys = rule, params.within_seconds, params.keys
         self._enforced = rule.action == "enforce"
-        self._tasks: OrderedDict[Key, _Task] = OrderedDict()
+        self._tasks: OrderedDict[bytes, _Landing | _Task] = OrderedDict()
 
     def observe(self, event: Event) -> Iterable[Finding]:
         outcome, task = event.outcome, event.task
@@ -66,31 +67,42 @@ class OutputDuplicate:
         if outcome == "asked":
             return self._asked(event) if self._enforced else NOTHING
         if outcome == "completed" and task != event.workflow:
-            key: Key = (event.workflow, event.source, task, event.target)
+            key = _key(event.workflow, event.source, task, event.target)
         elif outcome in _LANDED and event.digest is not None:
-            key = (event.workflow, event.source, task, event.target, event.digest)
+            key = _key(event.workflow, event.source, task, event.target, event.digest)
         else:
             return NOTHING
         known = self._tasks.get(key)
         if known is not None:
-            return self._again(event, known)
+            return self._again(event, self._task(key, known))
         if event.workflow is None and event.source is None:
             return NOTHING
-        self._tasks[key] = _Task(_landing(event), event.at, [event.id])
+        self._tasks[key] = _landing(event)
         if len(self._tasks) > self._keys:
             self._tasks.popitem(last=False)
         return NOTHING
 
+    def _task(self, key: bytes, known: _Landing | _Task) -> _Task:
+        if isinstance(known, _Task):
+            return known
+        task = self._tasks[key] = _Task(known, known[0], [known[1]])
+        return task
+
     def _asked(self, event: Event) -> Iterable[Finding]:
         """Enforced, so judged before it lands: what landed before is known, what is under way is not."""
-        key: Key = (event.workflow, event.source, event.task, event.target)
-        known = self._tasks.get((*key, event.digest))
-        if known is None and event.task != event.workflow:
-            known = self._tasks.get(key)
-        if known is None or event.id in known.ids or abs(event.at - known.last) > self._within:
-            return NOTHING
-        _remember(known, event.id)
-        return (self._found(known.first, _landing(event), event),)
+        names = (event.workflow, event.source, event.task, event.target)
+        keys = [_key(*names, event.digest)] if event.digest is not None else []
+        if event.task != event.workflow:
+            keys.append(_key(*names))
+        for key in keys:
+            landed = self._tasks.get(key)
+            if landed is not None:
+                known = self._task(key, landed)
+                if event.id in known.ids or abs(event.at - known.last) > self._within:
+                    return NOTHING
+                _remember(known, event.id)
+                return (self._found(known.first, _landing(event), event),)
+        return NOTHING
 
     def _again(self, event: Event, known: _Task) -> Iterable[Finding]:
         if event.id in known.ids:
@@ -99,42 +111,37 @@ class OutputDuplicate:
         if event.at - known.last > self._within:
             known.first, known.last, known.ids = landing, event.at, [event.id]
             return NOTHING
-        if known.first.at - event.at > self._within:
+        if known.first[0] - event.at > self._within:
             return NOTHING
         _remember(known, event.id)
         first = known.first
-        if (landing.at, landing.id) < (first.at, first.id):  # it arrived late: the one that we knew is the repeat
+        if landing[:2] < first[:2]:  # it arrived late: the one that we knew is the repeat
             known.first = landing
             return (self._found(landing, first, event),)
         known.last = max(known.last, event.at)
         return (self._found(first, landing, event),)
 
     def _found(self, first: _Landing, second: _Landing, event: Event) -> Finding:
-        same = None if first.digest is None or second.digest is None else first.digest == second.digest
+        first_at, first_id, first_digest, first_attempt, _, _ = first
+        at, event_id, digest, attempt, subject, version = second
+        same = None if first_digest is None or digest is None else first_digest == digest
         content = "content unknown" if same is None else "the same content" if same else "different content"
-        gap = abs(second.at - first.at)
-        repeat = msgspec.structs.replace(
-            event,
-            id=second.id,
-            at=second.at,
-            subject=second.subject,
-            version=second.version,
-            payload=None,
-        )
+        gap = abs(at - first_at)
+        repeat = msgspec.structs.replace(event, id=event_id, at=at, subject=subject, version=version, payload=None)
         return finding(
             self._rule,
             repeat,
             f"{event.source or 'an unknown agent'} handed task {event.task} to {event.target or 'an unknown agent'} "
             f"again after {lasting(gap)}, with {content}",
             evidence={
-                "first": first.id,
-                "first_at": instant(first.at),
+                "first": first_id,
+                "first_at": instant(first_at),
                 "gap_seconds": round(gap, 6),
                 "same_content": same,
-                "attempts": [first.attempt, second.attempt],
+                "attempts": [first_attempt, attempt],
             },
             side="sender",
-            events=(first.id, second.id),
+            events=(first_id, event_id),
             same=(content,),
         )
 
@@ -143,7 +150,8 @@ class OutputDuplicate:
         tasks, oldest = self._tasks, now - self._within
         while tasks:
             key = next(iter(tasks))
-            if not tasks[key].last < oldest:
+            known = tasks[key]
+            if not (known.last if isinstance(known, _Task) else known[0]) < oldest:
                 break
             del tasks[key]
         return NOTHING
@@ -153,7 +161,7 @@ class OutputDuplicate:
 
 
 def _landing(event: Event) -> _Landing:
-    return _Landing(event.at, event.id, event.digest, event.attempt, event.subject, event.version)
+    return event.at, event.id, event.digest, event.attempt, event.subject, event.version
 
 
 def _remember(known: _Task, event_id: str) -> None:
