@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-REPOSITORY = Path(__file__).parents[1]
+import handrail
 
 IN_CI = os.environ.get("HANDRAIL_CI") == "1"
 """Set by .ci/run, which installs every program that a test may ask for: there a missing one is a failure."""
@@ -20,6 +20,10 @@ def missing(what: str) -> None:
     if IN_CI:
         pytest.fail(f"{what}; .ci/run must install it", pytrace=False)
     pytest.skip(what)
+
+
+def pytest_report_header() -> str:
+    return f"handrail: {Path(handrail.__file__).parent}"
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
@@ -68,6 +72,6 @@ def handrail_command() -> Sequence[str]:
 
 @pytest.fixture(scope="session", autouse=True)
 def _programs_find_the_package() -> None:
-    """Programs that tests start import the same tree as the tests do, installed or not."""
-    paths = [str(REPOSITORY / "collector"), *filter(None, [os.environ.get("PYTHONPATH")])]
+    """Programs that tests start import the same tree as the tests do, the source or an installed build."""
+    paths = [str(Path(handrail.__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
     os.environ["PYTHONPATH"] = os.pathsep.join(paths)

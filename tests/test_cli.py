@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 import handrail
-from handrail.wire import BodyLimits
+from handrail.wire import BodyLimits, http1
 
 REPOSITORY = Path(__file__).parents[1]
 
@@ -147,8 +147,9 @@ def test_help_imports_nothing_heavy() -> None:
 
 
 def test_the_version_is_the_packages(run: Run) -> None:
-    """One place holds the version."""
-    assert run("--version").stdout == f"handrail {handrail.__version__}\n"
+    """One place holds the version, and the build is told by what is loaded."""
+    build = "pure Python" if http1.__file__.endswith(".py") else "compiled"
+    assert run("--version").stdout == f"handrail {handrail.__version__} ({build})\n"
 
 
 def test_nothing_asked_is_bad_input(run: Run) -> None:

@@ -8,6 +8,7 @@ import argparse
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from importlib.machinery import EXTENSION_SUFFIXES, PathFinder
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -28,6 +29,13 @@ class Problems(Exception):
     def __init__(self, problems: Sequence[object]) -> None:
         super().__init__("; ".join(map(str, problems)))
         self.problems = problems
+
+
+def _build() -> str:
+    """Which of the two builds this is, by what an import of the data path would load."""
+    found = PathFinder.find_spec("http1", [f"{place}/wire" for place in handrail.__path__])
+    is_compiled = found is not None and str(found.origin).endswith(tuple(EXTENSION_SUFFIXES))
+    return "compiled" if is_compiled else "pure Python"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -261,7 +269,7 @@ exit status: 0 good; 1 what was asked about is not so (see each command); 2 bad 
 Each flag of `run` can be set in the environment too: HANDRAIL_LISTEN, HANDRAIL_UPSTREAM, HANDRAIL_CLICKHOUSE, …""",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--version", action="version", version=f"handrail {handrail.__version__}")
+    parser.add_argument("--version", action="version", version=f"handrail {handrail.__version__} ({_build()})")
     parser.set_defaults(call=None, parser=None)
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
 

@@ -13,12 +13,12 @@ from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[2] / "collector")]
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
-import orjson  # noqa: E402 - the two trees are on the path from here on
-import uvloop  # noqa: E402
+import orjson
+import uvloop
 
-from edge.recorder import OK, Upstream, Wire, staged  # noqa: E402
+from edge.recorder import OK, Upstream, Wire, staged
 
 PIECE = b"x" * 65_536
 
