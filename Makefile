@@ -4,13 +4,14 @@
 VENV  := .venv
 BIN   := $(VENV)/bin
 READY := $(VENV)/.ready
+FAST  := .venv-compiled
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test lint format rules bench clean
+.PHONY: help setup demo test lint format rules compiled test-compiled bench clean
 
 help:  ## list the targets
-	@sed -n 's/^\([a-z]*\):.*##/\1:/p' $(MAKEFILE_LIST) | while IFS=: read -r name text; do printf '  make %-8s%s\n' "$$name" "$$text"; done
+	@sed -n 's/^\([a-z-]*\):.*##/\1:/p' $(MAKEFILE_LIST) | while IFS=: read -r name text; do printf '  make %-15s%s\n' "$$name" "$$text"; done
 
 setup: $(READY)  ## create .venv and install Handrail, its demo and its tests into it
 	@echo "setup: $(VENV) is ready; 'source $(BIN)/activate' puts the handrail command on the path"
@@ -33,11 +34,18 @@ format: $(READY)  ## apply ruff's fixes and its formatting
 rules: $(READY)  ## run the tests inside the rule packs
 	@$(BIN)/handrail rules test
 
-bench: $(READY) $(VENV)/.bench-ready  ## measure beside Envoy, mitmproxy and aiohttp (needs wrk and nginx)
-	@$(BIN)/python tests/bench/run.py $(ARGS)
+compiled: $(FAST)/.ready  ## the data path as C extensions, installed into .venv-compiled (needs gcc)
+	@$(FAST)/bin/handrail --version
+
+test-compiled: $(FAST)/.ready  ## the tests of the compiled modules, and of what uses them, on the compiled build
+	@$(FAST)/bin/handrail --version | grep -q '(compiled)'
+	@$(FAST)/bin/python -m pytest --override-ini pythonpath=tests $(or $(ARGS),$(COMPILED_TESTS))
+
+bench: $(READY) $(VENV)/.bench-ready $(FAST)/.ready  ## measure the compiled build beside Envoy, mitmproxy, aiohttp (needs wrk, nginx)
+	@$(BIN)/python tests/bench/run.py --handrail $(FAST)/bin/python $(ARGS)
 
 clean:  ## remove the environments and every cache
-	rm -rf $(VENV) .cache .hypothesis .mypy_cache .pytest_cache .ruff_cache dist build
+	rm -rf $(VENV) $(FAST) .cache .hypothesis .mypy_cache .pytest_cache .ruff_cache dist build
 
 # pip 25.1 is the first that reads [dependency-groups].
 $(READY): pyproject.toml
@@ -47,6 +55,20 @@ $(READY): pyproject.toml
 	@echo "setup: installing Handrail and what its demo and tests need (about 1 GB with embedded ClickHouse)"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade 'pip>=25.1'
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[demo]' --group dev
+	@touch $@
+
+COMPILED_TESTS := tests/wire tests/dialects tests/detectors tests/schema tests/edge \
+	tests/test_pipeline.py tests/test_pipeline_replay.py tests/test_rules.py
+
+# The source is what the wheel is made of, so an edit makes it anew; the environment itself is kept.
+$(FAST)/.ready: pyproject.toml hatch_build.py $(shell find collector/handrail rules examples -type f -not -path '*/__pycache__/*')
+	@[ -x $(FAST)/bin/python ] || { python=$$(.ci/python) && echo "setup: creating $(FAST) with $$python" && $$python -m venv $(FAST); }
+	@$(FAST)/bin/python -m pip install --quiet --disable-pip-version-check --upgrade 'pip>=25.1'
+	@echo "setup: compiling the data path (a minute) and installing it with what its tests need"
+	@rm -rf $(FAST)/wheel
+	@HATCH_BUILD_HOOKS_ENABLE=1 $(FAST)/bin/python -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir $(FAST)/wheel .
+	@$(FAST)/bin/python -m pip install --quiet --disable-pip-version-check --group dev "$$(echo $(FAST)/wheel/*.whl)[demo]"
+	@$(FAST)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --force-reinstall $(FAST)/wheel/*.whl
 	@touch $@
 
 $(VENV)/.bench-ready: $(READY)

@@ -136,6 +136,8 @@ class Place:
     load_core: int
     upstream: int
     stub: int | None = None
+    handrail: str | None = None
+    """The interpreter of an environment where Handrail is installed; None for this one with the source tree."""
 
 
 @dataclass(frozen=True)
@@ -330,11 +332,17 @@ class Handrail(Contestant):
     validates = True
 
     def version(self) -> str:
-        text = (ROOT / "collector" / "handrail" / "__init__.py").read_text()
-        found = re.search(r'__version__ = "(.+?)"', text)
-        return found.group(1) if found else ""
+        """With the build, `0.1.0 (compiled)`, as the measured one tells it."""
+        command, env = [*self.program(), "--version"], {**os.environ, **self.env()}
+        told = subprocess.run(command, capture_output=True, text=True, check=False, env=env).stdout
+        return told.partition(" ")[2].strip()
+
+    def program(self) -> list[str]:
+        return [self.place.handrail or sys.executable, "-m", "handrail"]
 
     def env(self) -> dict[str, str]:
+        if self.place.handrail is not None:
+            return {}
         paths = [str(ROOT / "collector"), os.environ.get("PYTHONPATH", "")]
         return {"PYTHONPATH": os.pathsep.join(path for path in paths if path)}
 
@@ -360,7 +368,7 @@ class Handrail(Contestant):
             "admin": {"listen": f"127.0.0.1:{self.count_port}"},
         }
         at.write_text(json.dumps(config))  # JSON is YAML
-        return [sys.executable, "-m", "handrail", "run", "-c", str(at)]
+        return [*self.program(), "run", "-c", str(at)]
 
     def counted(self) -> Counted:
         text = get(self.count_port, "/metrics").decode()

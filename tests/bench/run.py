@@ -360,6 +360,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, metavar="N", help="rounds (5, quick 3)")
     parser.add_argument("--only", type=chosen, default=names, metavar="A,B", help="these contestants alone")
     parser.add_argument("--skip", type=chosen, default=[], metavar="A,B", help="without these")
+    parser.add_argument(
+        "--handrail", metavar="PYTHON", help="interpreter of an environment where Handrail is installed (this tree)"
+    )
     parser.add_argument("--results", type=Path, metavar="FILE", help="write everything measured as JSON")
     parser.add_argument("--output", choices=("text", "json", "markdown"), default="text", help="on standard output")
     parser.add_argument("--check", action="store_true", help="exit with 1 where a target was missed")
@@ -392,7 +395,7 @@ def measure(options: argparse.Namespace, console: Console) -> dict[str, Any]:
             if Handrail in entrants:
                 server, stub = start_stub(directory, cores[0])
                 servers.append(server)
-            place = Place(directory, cores[1], cores[0], upstream, stub)
+            place = Place(directory, cores[1], cores[0], upstream, stub, options.handrail)
             bench = Bench(entrants, place, seconds)
             date = datetime.now(UTC).isoformat(timespec="seconds")
             columns = (TextColumn("{task.description:24}"), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn())
