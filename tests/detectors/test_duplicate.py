@@ -128,5 +128,7 @@ def test_enforced_what_passes_all_the_same_is_told_once(build) -> None:
 def test_a_task_named_like_its_workflow_is_a_conversation(build) -> None:
     """Turn after turn under one name is no duplicate; the same turn again is one."""
     pipeline = build("output.duplicate")
-    turns = [handoff(n, float(n), task="w", payload={"turn": said}) for n, said in enumerate(["go", "on", "go", "stop"])]
+    turns = [
+        handoff(n, float(n), task="w", payload={"turn": said}) for n, said in enumerate(["go", "on", "go", "stop"])
+    ]
     assert counts(pipeline, *turns) == [0, 0, 1, 0]

@@ -374,3 +374,23 @@ def test_a_chunked_body_ends_at_its_byte() -> None:
     raw = b"5\r\nhello\r\n0\r\n\r\n"
     assert decoder.feed(raw + b"GET / HTTP/1.1") == len(raw)
     assert (decoder.done, b"".join(pieces), decoder.size) == (True, b"hello", 5)
+
+
+@pytest.mark.parametrize("before", [b"", b"HTTP/1.1 103 Early Hints\r\nLink: a\r\n\r\n"])
+@pytest.mark.parametrize("lines", [b"", b"Set-Cookie: a=1\r\nSet-Cookie: b=2\r\n"])
+def test_a_chunked_reply_may_have_white_space_in_its_extensions(before: bytes, lines: bytes) -> None:
+    """RFC 9112 7.1.1; at any cut, and behind an interim reply."""
+    raw = (
+        before
+        + b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n"
+        + lines
+        + b"\r\n3; a = 1\r\nabc\r\n0\r\nT: 1\r\n\r\n"
+    )
+    for cut in range(1, len(raw)):
+        decoder = ReplyDecoder(HeadLimits(), 1000)
+        decoder.expect("GET")
+        assert decoder.feed(raw[:cut], 1.0) is None
+        reply = decoder.feed(raw[cut:], 2.0)
+        assert isinstance(reply, Reply)
+        assert (reply.status, reply.body, reply.size, reply.cut) == (200, b"abc", 3, None)
+        assert decoder.close(3.0) is None

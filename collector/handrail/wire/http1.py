@@ -1,8 +1,8 @@
 """Bytes of one direction of an HTTP/1.1 connection become requests or replies, strictly framed (RFC 9112).
 
-llhttp (httptools) reads heads and reply bodies. What decides where a request ends is ours, because a proxy must know at
-which byte it ends, and refuse what two parsers could read in two ways. One message at a time: bytes behind a complete
-message wait in `rest` until the caller feeds again.
+llhttp (httptools) reads heads. What decides where a message ends is ours, because a proxy must know at which byte it
+ends, and refuse what two parsers could read in two ways. One message at a time: bytes behind a complete request wait in
+`rest` until the caller feeds again.
 
 The heads of a connection are nearly the same every time. A plain head, one that any two parsers read alike, is taken
 apart line by line against a memory of lines seen before: 4 µs where llhttp's callbacks take 9. Whatever is not plain
@@ -114,7 +114,7 @@ _NOT_PLAIN = frozenset({b"transfer-encoding", b"upgrade", b"trailer"})
 _NEVER_TWICE = frozenset({b"traceparent", b"tracestate", b"baggage", b"x-request-id", b"handrail-task"})
 _PLAIN_FIELD = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+): ([\x21-\x7e](?:[\x20-\x7e]*[\x21-\x7e])?)")
 _PLAIN_REQUEST = re.compile(rb"(GET|HEAD|POST|PUT|PATCH|DELETE|OPTIONS) (/[\x21-\x7e]*) HTTP/1\.1")
-_PLAIN_STATUS = re.compile(rb"HTTP/1\.1 ([2-5][0-9][0-9]) [A-Za-z -]*")
+_PLAIN_STATUS = re.compile(rb"HTTP/1\.1 ([1-5][0-9][0-9]) [A-Za-z -]*")
 
 _fields: dict[bytes, tuple[bytes, bytes]] = {}
 _requests: dict[bytes, tuple[str, bytes, str]] = {}
@@ -142,16 +142,19 @@ def _plain_field(line: bytes) -> tuple[bytes, bytes] | None:
 
 
 def _plain_headers(lines: list[bytes]) -> dict[bytes, bytes] | None:
-    """The header lines of a head that was split at CRLF to a dictionary; None where one is not plain, or repeated."""
+    """The header lines of a head that was split at CRLF to a dictionary; None where one is not plain."""
     headers: dict[bytes, bytes] = {}
     for line in lines[1:-2]:
         field = _fields.get(line) or _plain_field(line)
         if field is None:
             return None
         name, value = field
-        if name in headers:
+        if name not in headers:
+            headers[name] = value
+        elif name in _ONCE:
             return None
-        headers[name] = value
+        else:
+            headers[name] += b", " + value
     return headers
 
 
@@ -489,7 +492,7 @@ _HEX = re.compile(rb"[0-9A-Fa-f]+")
 
 def _plain_status(line: bytes) -> int | None:
     match = _PLAIN_STATUS.fullmatch(line)
-    if match is None or match[1] in (b"204", b"304"):
+    if match is None:
         return None
     _remember(_statuses, line, int(match[1]))
     return int(match[1])
@@ -506,19 +509,16 @@ class ReplyDecoder:
     def __init__(self, limits: HeadLimits, copy_bytes: int, budget: CopyBudget | None = None) -> None:
         self._limits = limits
         self._copy = _Copy(copy_bytes, budget or CopyBudget())
-        self._parser: httptools.HttpResponseParser | None = None
         self._expecting = False
         self._no_body = False
-        self._held = b""  # a head of a reply to HEAD that is not complete yet
-        self._in_head = True
+        self._held = b""  # a head that is not complete yet
+        self._chunks: ChunkedDecoder | None = None
+        self._left = 0  # bytes of a body of known length still to come; -1 where it ends with the connection
         self._headers: dict[bytes, bytes] = {}
-        self._status = 0
+        self._repeated: bytes | None = None
         self._size = 0
         self._first = 0.0
-        self._problem: str | None = None
-        self._done: Reply | None = None
         self._at = 0.0
-        self._head_size = 0
         self.started = False
         """Whether any byte of the reply was seen."""
         self.status = 0
@@ -530,8 +530,7 @@ class ReplyDecoder:
         self._expecting = True
         self._no_body = method == "HEAD"
         self._held = b""
-        self._in_head = True
-        self._head_size = 0
+        self._chunks = None
         self.started = False
         self.switched = False
         self.status = 0
@@ -540,53 +539,16 @@ class ReplyDecoder:
     def headers(self) -> dict[bytes, bytes]:
         return self._headers
 
-    # What llhttp calls.
-
-    def on_message_begin(self) -> None:
-        self._headers = {}
-        self._in_head = True
-        self._size = 0
-
     def on_header(self, name: bytes, value: bytes) -> None:
-        if self._in_head:  # else a trailer
-            name = name.lower()
-            headers = self._headers
-            if name in headers:
-                if name in _ONCE:
-                    self._problem = f"more than one {name.decode('latin-1')} header"
-                headers[name] += b", " + value
-            else:
-                headers[name] = value
-
-    def on_headers_complete(self) -> None:
-        self._in_head = False
-        if self._done is not None:
-            self._problem = "a reply to no request"
-            return
-        status = self._status = self._parser.get_status_code()  # type: ignore[union-attr]
+        """What llhttp calls for each line of a head that is not plain."""
+        name = name.lower()
         headers = self._headers
-        if b"transfer-encoding" in headers and b"content-length" in headers:
-            self._problem = "both Content-Length and Transfer-Encoding"
-        if status >= 200 or status == 101:
-            self.status = status
-            self._first = self._at
-            length = headers.get(b"content-length", b"-1")
-            self._copy.open(headers, int(length) if length.isdigit() else -1)
-            if status == 101:
-                self.switched = True
-
-    def on_body(self, data: bytes) -> None:
-        self._size += len(data)
-        self._copy.add(data)
-
-    def on_message_complete(self) -> None:
-        if self._status >= 200 or self._status == 101:
-            if self._done is not None or not self._expecting:
-                self._problem = "a reply to no request"
-                return
-            self._finish()
-
-    # What the edge calls.
+        if name in headers:
+            if name in _ONCE:
+                self._repeated = name
+            headers[name] += b", " + value
+        else:
+            headers[name] = value
 
     def feed(self, data: bytes, at: float) -> Reply | Fault | None:
         """Bytes, and the instant at which they were seen, to the final reply of the request under way."""
@@ -594,70 +556,155 @@ class ReplyDecoder:
             return _fault("unexpected", "the upstream sent bytes that answer no request", at)
         self._at = at
         self.started = True
-        if self._no_body:
-            return self._feed_bodiless(data, at)
-        if self._in_head:
-            if not self._head_size and (plain := self._feed_plain(data, at)) is not None:
-                return plain
-            self._head_size += len(data)
-            if self._head_size > self._limits.head_bytes and self._too_large(data):
-                return _fault("head_too_large", f"the reply's head exceeds {self._limits.head_bytes} bytes", at)
-        parser = self._parser
-        if parser is None:
-            parser = self._parser = httptools.HttpResponseParser(self)
-        try:
-            parser.feed_data(data)
-        except httptools.HttpParserUpgrade:
-            self._parser = None
-        except httptools.HttpParserError as error:
-            if not self.switched:
-                return _fault("malformed", self._problem or str(error), at)
-        if self._problem is not None:
-            return _fault("ambiguous_framing", self._problem, at)
-        done = self._done
-        if done is not None:
-            self._done = None
-        elif self.switched:
-            self._finish()
-            done, self._done = self._done, None
-        return done
+        if self.status:
+            return self._body(data, at)
+        if self._held:
+            data = self._held + data
+            self._held = b""
+        while True:
+            end = data.find(b"\r\n\r\n") + 4
+            if end < 4 or end > self._limits.head_bytes:
+                return self._wait(data, end, at)
+            status = self._read_head(data[:end] if end < len(data) else data)
+            if isinstance(status, str):
+                return _fault("malformed", status, at)
+            data = data[end:]
+            if status == 101 or status >= 200:
+                break
+            if not data:
+                return None
+        self.status = status
+        self._first = at
+        return self._framing(data, at)
 
     def close(self, at: float) -> Reply | Fault | None:
         """The upstream will send no more: the reply that ends here, a Fault if it is cut, None if none was due."""
         if not self._expecting:
             return None
         self._at = at
-        headers = self._headers
-        delimited = b"content-length" in headers or b"transfer-encoding" in headers
-        if not self.status or delimited or self._no_body:
+        if not self.status or self._chunks is not None or self._left >= 0:
             return _fault("incomplete", "the upstream ended the connection before the reply was complete", at)
-        self._finish()
-        done, self._done = self._done, None
-        return done
+        return self._finish()
 
     def partial(self) -> Reply | None:
         """What has come of a reply that will not be completed; None before the end of its head."""
-        if not self.status or not self._expecting:
+        if not self._expecting or not self.status:
             self.drop()
             return None
-        return Reply(
-            status=self.status,
-            headers=self._headers,
-            at=self._first,
-            end=self._at,
-            body=self._copy.take(),
-            size=self._size,
-            cut=self._copy.cut or "incomplete",
-        )
+        reply = self._finish()
+        reply.cut = self._copy.cut or "incomplete"
+        return reply
 
     def drop(self) -> None:
         """Forget a reply under way; gives its part of the copy budget back."""
         self._copy.take()
 
-    def _finish(self) -> None:
+    def _wait(self, data: bytes, end: int, at: float) -> Fault | None:
+        """A head that is not complete: kept, unless it can become none."""
+        if len(data) > self._limits.head_bytes:
+            return _fault("head_too_large", f"the reply's head exceeds {self._limits.head_bytes} bytes", at)
+        if data[:7] != b"HTTP/1."[: len(data)] or _BARE_LF.search(data):
+            return _fault("malformed", "the upstream's bytes are not an HTTP/1.x reply", at)
+        self._held = data
+        return None
+
+    def _read_head(self, head: bytes) -> int | str:
+        """A complete head to its status, or what is wrong with it; `_headers` holds its fields."""
+        lines = head.split(b"\r\n")
+        status = _statuses.get(lines[0]) or _plain_status(lines[0])
+        if status is not None and len(head) <= self._limits.field_bytes and len(lines) <= self._limits.lines:
+            plain = _plain_headers(lines)
+            if plain is not None:
+                self._headers = plain
+                return status
+        if max(map(len, lines)) > self._limits.field_bytes or len(lines) > self._limits.lines + 3:
+            return "a header is too long, or there are too many"
+        self._headers = {}
+        self._repeated = None
+        parser = httptools.HttpResponseParser(self)
+        try:
+            parser.feed_data(head)
+        except httptools.HttpParserUpgrade:
+            pass
+        except httptools.HttpParserError as error:
+            return str(error)
+        return int(parser.get_status_code())
+
+    def _framing(self, data: bytes, at: float) -> Reply | Fault | None:
+        """Where the reply ends (RFC 9112 6.3); `data` is what came behind its head."""
+        headers, status = self._headers, self.status
+        if self._repeated is not None:
+            return _fault("ambiguous_framing", f"more than one {self._repeated.decode('latin-1')} header", at)
+        self._size = 0
+        self._left = 0
+        if status == 101:
+            self.switched = True
+            self._copy.open(headers, 0)
+            return self._finish()
+        coding = headers.get(b"transfer-encoding")
+        length = headers.get(b"content-length")
+        if coding is not None and length is not None:
+            return _fault("ambiguous_framing", "both Content-Length and Transfer-Encoding", at)
+        if self._no_body or status in (204, 304):
+            self._copy.open(headers, 0)
+            return self._finish_before(data, at)
+        if coding is not None:
+            self._copy.open(headers, -1)
+            if coding.lower().rpartition(b",")[2].strip() == b"chunked":
+                self._chunks = ChunkedDecoder(self._take, self._limits)
+            else:
+                self._left = -1
+            if coding.lower() != b"chunked":
+                self._copy.cut = "unknown_encoding"
+        elif length is None:
+            self._copy.open(headers, -1)
+            self._left = -1
+        elif length.isdigit() and len(length) <= 18:
+            self._left = int(length)
+            self._copy.open(headers, self._left)
+            if not self._left:
+                return self._finish_before(data, at)
+        else:
+            return _fault("malformed", "Content-Length is not a number", at)
+        return self._body(data, at) if data else None
+
+    def _body(self, data: bytes, at: float) -> Reply | Fault | None:
+        chunks = self._chunks
+        if chunks is not None:
+            used = chunks.feed(data)
+            if chunks.problem is not None:
+                return _fault("malformed", chunks.problem, at)
+            if not chunks.done:
+                return None
+            self._chunks = None
+            return self._finish_before(data[used:], at)
+        left = self._left
+        if left < 0 or len(data) < left:
+            self._take(data)
+            if left > 0:
+                self._left = left - len(data)
+            return None
+        self._left = 0
+        if len(data) == left:
+            self._take(data)
+            return self._finish()
+        self._take(data[:left])
+        return self._finish_before(data[left:], at)
+
+    def _take(self, data: bytes) -> None:
+        self._size += len(data)
+        self._copy.add(data)
+
+    def _finish_before(self, rest: bytes, at: float) -> Reply | Fault:
+        """The reply is complete, and nothing may follow it."""
+        if rest:
+            return _fault("ambiguous_framing", "the upstream sent more than its reply", at)
+        return self._finish()
+
+    def _finish(self) -> Reply:
         copy = self._copy
         self._expecting = False
-        self._done = Reply(
+        return Reply(
             status=self.status,
             headers=self._headers,
             at=self._first,
@@ -666,72 +713,3 @@ class ReplyDecoder:
             size=self._size,
             cut=copy.cut if self._size else None,
         )
-
-    def _feed_plain(self, data: bytes, at: float) -> Reply | None:
-        """A plain reply of known length that came in one piece; None for any other, of which nothing is kept."""
-        end = data.find(b"\r\n\r\n") + 4
-        if end < 4 or end > self._limits.field_bytes:
-            return None
-        lines = data[:end].split(b"\r\n")
-        status = _statuses.get(lines[0]) or _plain_status(lines[0])
-        if status is None or len(lines) > self._limits.lines:
-            return None
-        headers = _plain_headers(lines)
-        if headers is None:
-            return None
-        length = headers.get(b"content-length")
-        if length is None or not length.isdigit() or len(length) > 18 or end + int(length) != len(data):
-            return None
-        copy = self._copy
-        size = len(data) - end
-        copy.open(headers, size)
-        if size:
-            copy.add(data[end:])
-        self.status = status
-        self._headers = headers
-        self._first = at
-        self._size = size
-        self._finish()
-        done, self._done = self._done, None
-        return done
-
-    def _feed_bodiless(self, data: bytes, at: float) -> Reply | Fault | None:
-        """A reply to HEAD has a head as if it had a body, and none (RFC 9110 9.3.2); llhttp cannot be told so."""
-        data = self._held + data
-        while True:
-            end = data.find(b"\r\n\r\n") + 4
-            if end < 4:
-                if len(data) > self._limits.head_bytes:
-                    return _fault("head_too_large", f"the reply's head exceeds {self._limits.head_bytes} bytes", at)
-                self._held = data
-                return None
-            self._parser = httptools.HttpResponseParser(self)
-            try:
-                self._parser.feed_data(data[:end])
-            except httptools.HttpParserUpgrade:
-                pass
-            except httptools.HttpParserError as error:
-                return _fault("malformed", str(error), at)
-            finally:
-                self._parser = None
-            data = data[end:]
-            self._done = None
-            if self._problem is not None:
-                return _fault("ambiguous_framing", self._problem, at)
-            if self.status:
-                break
-        self._held = b""
-        self._expecting = True
-        self._size = 0
-        self._finish()
-        final: Reply | None = self._done
-        self._done = None
-        if data:
-            return _fault("unexpected", "the upstream sent a body in reply to HEAD", at)
-        return final
-
-    def _too_large(self, data: bytes) -> bool:
-        """Whether a head that has not ended yet is past the limit; `data` may hold its end and the body behind it."""
-        end = data.find(b"\r\n\r\n")
-        size = self._head_size - len(data) + (len(data) if end < 0 else end)
-        return size > self._limits.head_bytes
