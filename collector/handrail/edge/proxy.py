@@ -30,7 +30,7 @@ from handrail.edge.record import Recorder
 from handrail.edge.route import Listener, Target
 from handrail.event import Fault, Refusal
 from handrail.pipeline import OPEN_SECONDS, Inspector, refusal_in
-from handrail.wire import End, Exchange, HeadLimits, Message, Reply, Request
+from handrail.wire import End, Exchange, HeadLimits, Message, Reply, Request, Route
 from handrail.wire.body import decode
 from handrail.wire.http1 import CopyBudget, ReplyDecoder, RequestDecoder
 
@@ -55,15 +55,18 @@ _perf = time.perf_counter
 class _Passage:
     """One exchange on its way through, and what the inspector made of it so far."""
 
-    __slots__ = ("asked", "closed", "exchange", "kept", "overhead")
+    __slots__ = ("asked", "closed", "exchange", "kept", "overhead", "since")
 
     def __init__(self, exchange: Exchange) -> None:
         self.exchange = exchange
+        self.since = exchange.request.end
         self.asked: Asked | None = None
         self.closed = False
         self.kept = 0
         self.overhead = 0.0
 
+
+_NO_EXCHANGE = Exchange(id="", route=Route(), request=Request(headers={}, method="", target=""), ended=1.0)
 
 # What a client connection is doing.
 _IDLE, _HEAD, _BODY, _HELD, _WAITING, _TUNNEL, _DISCARD, _CLOSED = range(8)
@@ -1088,6 +1091,9 @@ class Proxy:
                 self._contain(error, now)
             self.budget.left += passage.kept
             passage.kept = 0
+            # `_open` still names this passage for a moment. Were the bodies kept with it, every new one would come from
+            # memory that no cache holds.
+            passage.exchange, passage.asked = _NO_EXCHANGE, None
 
     def keep(self, passage: _Passage, message: Message) -> None:
         """Counts the copy of a long body for as long as its exchange is under way; past the budget it goes unread."""
@@ -1104,9 +1110,9 @@ class Proxy:
         self._opener = self._loop.call_later(OPEN_SECONDS / 2, self._look_at_open)
         open_ = self._open
         now = self.now()
-        while open_ and open_[0].exchange.request.end <= now - OPEN_SECONDS:
+        while open_ and open_[0].since <= now - OPEN_SECONDS:
             passage = open_.popleft()
-            if passage.exchange.ended:
+            if passage.closed or passage.exchange.ended:
                 continue
             try:
                 passage.asked, decisions = self.inspector.open(passage.exchange)
