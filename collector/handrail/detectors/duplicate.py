@@ -36,7 +36,7 @@ def _key(*parts: str | None) -> bytes:
 class DuplicateParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     within_seconds: Seconds = 86_400.0
     """Two outputs further apart than this are two tasks that share a name."""
-    keys: Count = 25_000
+    keys: Count = 10_000
     """One takes 0.6 KB."""
 
 
