@@ -41,8 +41,8 @@ test-compiled: $(FAST)/.ready  ## the tests of the compiled modules, and of what
 	@$(FAST)/bin/handrail --version | grep -q '(compiled)'
 	@$(FAST)/bin/python -m pytest --override-ini pythonpath=tests $(or $(ARGS),$(COMPILED_TESTS))
 
-bench: $(READY) $(VENV)/.bench-ready $(FAST)/.ready  ## measure the compiled build beside Envoy, mitmproxy, aiohttp (needs wrk, nginx)
-	@$(BIN)/python tests/bench/run.py --handrail $(FAST)/bin/python $(ARGS)
+bench: $(FAST)/.bench-ready  ## measure the compiled build beside Envoy, mitmproxy, aiohttp (needs wrk, nginx)
+	@$(FAST)/bin/python tests/bench/run.py --handrail $(FAST)/bin/python $(ARGS)
 
 clean:  ## remove the environments and every cache
 	rm -rf $(VENV) $(FAST) .cache .hypothesis .mypy_cache .pytest_cache .ruff_cache dist build
@@ -62,7 +62,7 @@ COMPILED_TESTS := tests/wire tests/dialects tests/detectors tests/schema tests/e
 
 # The source is what the wheel is made of, so an edit makes it anew; the environment itself is kept.
 $(FAST)/.ready: pyproject.toml hatch_build.py $(shell find collector/handrail rules examples -type f -not -path '*/__pycache__/*')
-	@[ -x $(FAST)/bin/python ] || { python=$$(.ci/python) && echo "setup: creating $(FAST) with $$python" && $$python -m venv $(FAST); }
+	@[ -x $(FAST)/bin/python ] || { python=$$(.ci/python --fast) && echo "setup: creating $(FAST) with $$python" && $$python -m venv $(FAST); }
 	@$(FAST)/bin/python -m pip install --quiet --disable-pip-version-check --upgrade 'pip>=25.1'
 	@echo "setup: compiling the data path (a minute) and installing it with what its tests need"
 	@rm -rf $(FAST)/wheel
@@ -71,7 +71,7 @@ $(FAST)/.ready: pyproject.toml hatch_build.py $(shell find collector/handrail ru
 	@$(FAST)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --force-reinstall $(FAST)/wheel/*.whl
 	@touch $@
 
-$(VENV)/.bench-ready: $(READY)
+$(FAST)/.bench-ready: $(FAST)/.ready
 	@echo "setup: installing what the benchmark compares with"
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --group bench
+	@$(FAST)/bin/python -m pip install --quiet --disable-pip-version-check --group bench
 	@touch $@
