@@ -18,14 +18,13 @@ from handrail import rules
 from handrail.config import Config, ConfigError, RouteConfig
 from handrail.edge.admin import Admin
 from handrail.edge.clickhouse import ClickHouseSink
-from handrail.edge.files import Unreadable, builtin_packs, read_packs, read_schemas, schema_stamp
+from handrail.edge.files import Unreadable, load_packs, load_registry, read_schemas, schema_stamp
 from handrail.edge.metrics import Metrics
 from handrail.edge.proxy import Proxy
 from handrail.edge.record import Recorder, Rows
 from handrail.edge.route import Listener, Target
 from handrail.event import Fault
 from handrail.pipeline import Inspector, build
-from handrail.schema.registry import Registry
 from handrail.wire import Route
 
 log = logging.getLogger("handrail")
@@ -100,32 +99,6 @@ def listeners_of(config: Config) -> list[Listener]:
             "configuration", "routes", "there is nothing to listen on; name a route, or use --listen and --upstream"
         )
     return listeners
-
-
-def load_registry(config: Config) -> Registry:
-    """The schemas of a configuration. Raises ConfigError with every file that is wrong."""
-    registry = Registry(config.schemas.edges)
-    directory = config.schemas.directory
-    if directory is not None:
-        try:
-            problems = registry.load(read_schemas(directory))
-        except Unreadable as error:
-            raise ConfigError(directory, "", str(error)) from None
-        if problems:
-            raise ConfigError(directory, "", "; ".join(map(str, problems)))
-    return registry
-
-
-def load_packs(config: Config) -> list[rules.Pack]:
-    """The rule packs of a configuration, the built-in ones first. Raises ConfigError."""
-    packs = []
-    if config.rules.builtin:
-        packs += [rules.load(text, name, builtin=True) for name, text in builtin_packs()]
-    try:
-        packs += [rules.load(text, name) for name, text in read_packs(config.rules.files)]
-    except Unreadable as error:
-        raise ConfigError("rules", "", str(error)) from None
-    return packs
 
 
 class Sidecar:
