@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from handrail.event import Fault
 from handrail.wire import HeadLimits, Reply, Request
-from handrail.wire.http1 import ChunkedDecoder, CopyBudget, ReplyDecoder, RequestDecoder
+from handrail.wire.http1 import REASONS, ChunkedDecoder, CopyBudget, ReplyDecoder, RequestDecoder
 from handrail.wire.sse import ServerSentEvent, SseDecoder
 
 LIMITS = HeadLimits(head_bytes=2048, field_bytes=512, lines=32)
@@ -36,6 +36,7 @@ def requests(pieces: Sequence[bytes]) -> list[Seen]:
             if got is None:
                 break
             if isinstance(got, Fault):
+                assert got.reason in REASONS
                 return [*seen, ("fault", got.reason)]
             seen.append((got.method, got.target, got.headers, got.body, got.size, got.cut, forwarded))
             forwarded = b""
@@ -54,6 +55,7 @@ def replies(methods: Sequence[str]) -> Callable[[Sequence[bytes]], list[Seen]]:
         for piece in [*pieces, None]:
             got = decoder.close(1.0) if piece is None else decoder.feed(piece, 1.0)
             if isinstance(got, Fault):
+                assert got.reason in REASONS
                 return [*seen, ("fault",)]
             if isinstance(got, Reply):
                 seen.append((got.status, got.headers, got.body, got.size, got.cut))

@@ -32,7 +32,10 @@ End = Literal[
 
 
 class Decoder(Protocol):
-    """Bytes of one direction of one connection to messages, in order."""
+    """Bytes of one direction of one connection to messages, in order.
+
+    Those of `http1` give one message at a time in place of an iterator, because the next waits for the reply.
+    """
 
     def feed(self, data: bytes, at: float) -> Iterator[Any | Fault]: ...
 
