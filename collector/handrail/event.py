@@ -38,9 +38,10 @@ SEVERITIES: tuple[Severity, ...] = ("info", "warning", "critical")
 class Event(msgspec.Struct, frozen=True, kw_only=True, gc=False, omit_defaults=True, tag_field="type", tag="event"):
     """One fact that was seen, with the instant at which it was seen.
 
-    A call that stays open, or is held, is seen twice under one `id`: with outcome `asked` while it is open, and with its
-    final outcome when it is over. Only the second goes to the sinks. `gc=False` is safe because a frozen record whose payload was
-    parsed before it cannot be part of a reference cycle; it keeps 28,000 records a second out of the collector's sight.
+    A call that stays open, or is held, is seen twice under one `id`: with outcome `asked` while it is open, and with
+    its final outcome when it is over. Only the second goes to the sinks. `gc=False` is safe because a frozen record
+    whose payload was parsed before it cannot be part of a reference cycle; it keeps records out of the collector's
+    sight.
     """
 
     kind: Kind
