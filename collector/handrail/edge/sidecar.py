@@ -10,6 +10,7 @@ import signal
 import ssl
 import sys
 from collections.abc import Sequence
+from typing import Protocol
 
 import uvloop
 
@@ -101,6 +102,16 @@ def listeners_of(config: Config) -> list[Listener]:
     return listeners
 
 
+class Service(Protocol):
+    """A part that listens or runs beside the HTTP proxy: a store's listeners, a bus's, a receiver, a publisher."""
+
+    async def start(self) -> None:
+        """Raises OSError where an address is taken, ConfigError where it cannot be what it was told to be."""
+        ...
+
+    async def stop(self) -> None: ...
+
+
 class Sidecar:
     """The parts of one sidecar. `start` returns when it forwards; `stop` when nothing is left to write.
 
@@ -121,6 +132,7 @@ class Sidecar:
         self.proxy = Proxy(self.listeners, config.limits, self.inspector, self.recorder)
         self.admin = Admin(config.admin, self.metrics, ready=self.unready)
         self.admin_address: tuple[str, int] | None = None
+        self.services: list[Service] = []
         self._ready = False
         self._watcher: asyncio.Task[None] | None = None
 
@@ -139,6 +151,8 @@ class Sidecar:
         addresses = await proxy.start()
         if self.sink is not None:
             await self.sink.start()
+        for service in self.services:
+            await service.start()
         self.admin_address = await self.admin.start()
         metrics.watch("handrail_connections", lambda: len(proxy.clients))
         metrics.watch("handrail_in_flight", lambda: proxy.in_flight)
@@ -159,6 +173,8 @@ class Sidecar:
         if self._watcher is not None:
             self._watcher.cancel()
         await self.proxy.stop(drain_seconds)
+        for service in reversed(self.services):
+            await service.stop()
         self.recorder.flush(float("inf"))
         if self.sink is not None:
             await self.sink.close(FLUSH_SECONDS)
