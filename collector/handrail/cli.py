@@ -16,6 +16,7 @@ import handrail
 
 if TYPE_CHECKING:
     from handrail.config import Config
+    from handrail.edge.catalogue import Catalogue
     from handrail.rules import Pack
 
 BAD_INPUT = 2
@@ -193,6 +194,36 @@ def _rules_list(args: argparse.Namespace) -> int:
         table.add_row(*(Text(cell) for cell in (rule.id, rule.severity, rule.action, rule.title, file)))
     console().print(table)
     return 0
+
+
+def _schema_register(args: argparse.Namespace) -> int:
+    from handrail.edge import catalogue
+
+    return catalogue.register(
+        _catalogue(args), args.subject, args.file, version=args.version, references=args.reference, output=args.output
+    )
+
+
+def _schema_list(args: argparse.Namespace) -> int:
+    from handrail.edge import catalogue
+
+    return catalogue.list_subjects(_catalogue(args), output=args.output)
+
+
+def _schema_show(args: argparse.Namespace) -> int:
+    from handrail.edge import catalogue
+
+    return catalogue.show(_catalogue(args), args.subject, output=args.output)
+
+
+def _catalogue(args: argparse.Namespace) -> "Catalogue":
+    """The registry that a `schema` command works on: a directory, a service, or what a configuration names."""
+    from handrail.edge import catalogue
+
+    if args.schemas and args.registry:
+        raise Problems(["command line: --schemas and --registry are two registries; give one of them"])
+    config = None if args.schemas or args.registry else _config(args.config)
+    return catalogue.opened(args.schemas, args.registry, args.token_file, config)
 
 
 def _report(args: argparse.Namespace) -> int:
@@ -381,6 +412,8 @@ examples:
     listing.add_argument("files", nargs="*", metavar="FILE", help="a rule pack, or a directory of them")
     _output_flag(listing)
 
+    _schema_commands(commands)
+
     report = _command(
         commands,
         "report",
@@ -421,6 +454,90 @@ exit status: 0 where the record says what the agents did; 1 where it does not; 2
         "--directory", metavar="DIR", help="where the record and the logs go (default a new temporary one)"
     )
     return parser
+
+
+def _schema_commands(commands: Any) -> None:
+    schema = _command(
+        commands,
+        "schema",
+        "register, read and compare schemas",
+        """\
+The registry from the shell: a directory of <subject>/<version>.json, or a service that speaks the REST API of the
+Confluent Schema Registry, as `handrail run` does where `registry.listen` is set.""",
+        "",
+        None,
+    )
+    schema.set_defaults(parser=schema)
+    actions = schema.add_subparsers(title="commands", metavar="COMMAND")
+
+    register = _command(
+        actions,
+        "register",
+        "register a new version of a subject",
+        """\
+Registers a schema as the next version of a subject, where it can be enforced and is compatible with the versions that
+the subject's mode asks for. A schema that is registered already is not registered twice.""",
+        """\
+examples:
+  handrail schema register writer.reviewer report.json --schemas schemas
+  handrail schema register writer.reviewer report.json --registry http://127.0.0.1:8081
+  handrail schema register order order.json --registry http://127.0.0.1:8081 --reference address.json=address@3
+
+exit status: 0; 1 where it is not compatible; 2 where it is no schema, or cannot be enforced or written.""",
+        _schema_register,
+    )
+    register.add_argument("subject", metavar="SUBJECT", help="the lineage that it belongs to")
+    register.add_argument("file", metavar="FILE", help="the schema; - is standard input")
+    register.add_argument("--version", metavar="V", help="its version in a directory (default the next whole number)")
+    register.add_argument(
+        "--reference",
+        action="append",
+        default=[],
+        metavar="NAME=SUBJECT@VERSION",
+        help="what a $ref in it stands for; may be repeated",
+    )
+    _registry_flags(register)
+
+    listing = _command(
+        actions,
+        "list",
+        "list subjects and versions",
+        "Lists every subject with its versions, oldest first.",
+        """\
+examples:
+  handrail schema list --schemas schemas
+  handrail schema list --registry http://127.0.0.1:8081 --output json
+
+exit status: 0; 2 where the registry cannot be read.""",
+        _schema_list,
+    )
+    _registry_flags(listing)
+
+    show = _command(
+        actions,
+        "show",
+        "print a schema",
+        "Prints a schema: the latest version of its subject, or the one that is named.",
+        """\
+examples:
+  handrail schema show writer.reviewer --schemas schemas
+  handrail schema show writer.reviewer@3 --registry http://127.0.0.1:8081
+
+exit status: 0; 2 where there is none.""",
+        _schema_show,
+    )
+    show.add_argument("subject", metavar="SUBJECT[@VERSION]", help="which one")
+    _registry_flags(show)
+
+
+def _registry_flags(parser: argparse.ArgumentParser) -> None:
+    _flag(parser, "--schemas", "DIR", "schemas as DIR/<subject>/<version>.json")
+    _flag(parser, "--registry", "URL", "a schema registry, http://host:port")
+    parser.add_argument(
+        "--token-file", metavar="FILE", help="a file with the registry's token (default HANDRAIL_REGISTRY_TOKEN)"
+    )
+    _config_flag(parser)
+    _output_flag(parser)
 
 
 def _command(
