@@ -88,6 +88,50 @@ class LimitsConfig(_Config, frozen=True):
     drain_seconds: float = 25.0
 
 
+class StoreListenerConfig(_Config, frozen=True):
+    """One listen address in front of one server of a store."""
+
+    listen: str
+    upstream: str
+    """`redis://host:port`, or `rediss://host:port` for TLS."""
+    role: Literal["primary", "replica"] = "primary"
+    agent: str | None = None
+    """Who connects here; overrides the sidecar's agent."""
+    tls: TlsConfig = TlsConfig()
+
+
+class StoreConfig(_Config, frozen=True):
+    """A store that agents share: one primary and its replicas, each behind a listener of its own."""
+
+    name: str
+    protocol: Literal["redis"] = "redis"
+    listeners: tuple[StoreListenerConfig, ...] = ()
+    value_bytes: int = 1_048_576
+    """A longer argument or reply passes, and only its size is looked at."""
+    copy_bytes: int = 16_777_216
+    """How many bytes of all connections may wait to be looked at; past it they pass unread and are counted."""
+    connections: int = 2048
+    connect_seconds: float = 1.0
+
+
+class BusConfig(_Config, frozen=True):
+    """A message bus in front of which the agents' clients connect here."""
+
+    name: str
+    listen: str
+    upstream: str
+    """`nats://host:port`, or `tls://host:port`."""
+    protocol: Literal["nats"] = "nats"
+    agent: str | None = None
+    """Who connects here; overrides the sidecar's agent."""
+    tls: TlsConfig = TlsConfig()
+    payload_bytes: int = 1_048_576
+    """A longer payload passes, and only its size is looked at."""
+    copy_bytes: int = 16_777_216
+    connections: int = 2048
+    connect_seconds: float = 1.0
+
+
 class EnvelopeConfig(_Config, frozen=True):
     path: str | None = None
     """JMESPath to the envelope inside the body, where it is not the body itself."""
@@ -167,6 +211,8 @@ class Config(_Config, frozen=True):
     agent_version: str | None = None
     routes: tuple[RouteConfig, ...] = ()
     forward: ForwardConfig | None = None
+    stores: tuple[StoreConfig, ...] = ()
+    buses: tuple[BusConfig, ...] = ()
     limits: LimitsConfig = LimitsConfig()
     inspection: BodyLimits = BodyLimits()
     envelope: EnvelopeConfig = EnvelopeConfig()
@@ -287,6 +333,7 @@ def problems(config: Config) -> Iterator[tuple[str, str]]:
     if config.forward is not None:
         yield from _bad_listen("forward.listen", config.forward.listen, listeners)
     yield from _bad_listen("admin.listen", config.admin.listen, listeners)
+    yield from _bad_places(config, listeners)
     if config.clickhouse.dsn is not None and (problem := bad_dsn(config.clickhouse.dsn)):
         yield "clickhouse.dsn", problem
     if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", config.clickhouse.database):
@@ -365,6 +412,53 @@ def _bad_listen(key: str, text: str, taken: dict[str, str]) -> Iterator[tuple[st
     if port and text in taken:
         yield key, f"{text} is already taken by {taken[text]}"
     taken[text] = key
+
+
+def _bad_places(config: Config, taken: dict[str, str]) -> Iterator[tuple[str, str]]:
+    """What is wrong with the addresses and names of stores and buses."""
+    names: dict[str, str] = {}
+    for index, store in enumerate(config.stores):
+        key = f"stores[{index}]"
+        yield from _bad_name(key, store.name, names)
+        yield from _not_positive(store, f"{key}.")
+        if not store.listeners:
+            yield f"{key}.listeners", "is empty; name a listen address and the upstream behind it"
+        for at, listener in enumerate(store.listeners):
+            yield from _bad_listen(f"{key}.listeners[{at}].listen", listener.listen, taken)
+            if problem := bad_place(listener.upstream, ("redis", "rediss")):
+                yield f"{key}.listeners[{at}].upstream", problem
+    for index, bus in enumerate(config.buses):
+        key = f"buses[{index}]"
+        yield from _bad_name(key, bus.name, names)
+        yield from _not_positive(bus, f"{key}.")
+        yield from _bad_listen(f"{key}.listen", bus.listen, taken)
+        if problem := bad_place(bus.upstream, ("nats", "tls")):
+            yield f"{key}.upstream", problem
+
+
+def _bad_name(key: str, name: str, names: dict[str, str]) -> Iterator[tuple[str, str]]:
+    if not name:
+        yield f"{key}.name", "must not be empty"
+    elif name in names:
+        yield f"{key}.name", f"{name} is already the name of {names[name]}"
+    names[name] = key
+
+
+def bad_place(text: str, schemes: Sequence[str]) -> str | None:
+    """Why a text is no address of a server of one of these schemes, or None."""
+    wanted = f"write {schemes[0]}://host:port, or {schemes[1]}://host:port for TLS"
+    try:
+        parts = urlsplit(text)
+        port = parts.port
+    except ValueError:
+        return f"{text!r} is not a URL; {wanted}"
+    if parts.username or parts.password:
+        return "must not hold a user or a password; clients carry their own"
+    if parts.scheme not in schemes or not parts.hostname or port == 0:
+        return f"{text!r} is not an address; {wanted}"
+    if parts.path not in ("", "/") or parts.query or parts.fragment:
+        return f"{text!r} has a path; {wanted}"
+    return None
 
 
 def bad_url(text: str) -> str | None:

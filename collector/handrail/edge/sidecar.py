@@ -95,7 +95,7 @@ def listeners_of(config: Config) -> list[Listener]:
                 route=Route(agent=agent, side="egress", limits=config.inspection),
             )
         )
-    if not listeners:
+    if not listeners and not config.stores and not config.buses:
         raise ConfigError(
             "configuration", "routes", "there is nothing to listen on; name a route, or use --listen and --upstream"
         )

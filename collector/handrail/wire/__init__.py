@@ -4,6 +4,7 @@
 - `body`: a message's bounded copy becomes a JSON value, or the reason why not.
 - `sse`: the events of a server-sent event stream.
 - `har`: recorded exchanges (HAR 1.2) for replay.
+- `operation`: what stores and buses were asked and answered; `resp` and `nats` make it of bytes.
 
 Every decoder obeys three laws that one shared test runs over all of them: any chunking of the bytes gives the same
 messages; garbage gives a Fault, never an exception; what it buffers is bounded.
