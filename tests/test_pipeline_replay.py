@@ -7,9 +7,10 @@ import msgspec
 from dialects.exchanges import exchange
 from handrail.config import Config
 from handrail.detectors import Rule, Sight
+from handrail.edge.files import builtin_packs
 from handrail.event import Event, Finding
 from handrail.pipeline import build, replay_events, replay_exchanges
-from handrail.rules import Watch
+from handrail.rules import Watch, load, watches
 from handrail.schema.registry import Registry
 from handrail.wire import Exchange
 
@@ -96,3 +97,34 @@ def test_nothing_recorded_is_nothing_seen() -> None:
     witness, inspector = witnessed()
     assert list(replay_exchanges([], inspector)) == list(replay_events([], inspector)) == []
     assert witness.seen == []
+
+
+def test_together_is_one_after_another() -> None:
+    """Looked at in one go: the decisions of each, in order, and one that we fail at costs no other."""
+
+    def exchanges() -> list[Exchange]:
+        bodies = [{"task_id": str(n % 3), "source_agent": "a", "target_agent": "b"} for n in range(6)]
+        seen = [taking(f"e{n}", n, n + 0.01) for n in range(2)]
+        for n, body in enumerate(bodies):
+            seen.append(exchange(body, id=f"x{n}"))
+            seen[-1].request.at = seen[-1].request.end = seen[-1].ended = 10.0 + n
+        return seen
+
+    packs = [load(text, name, builtin=True) for name, text in builtin_packs()]
+
+    def inspector() -> Any:
+        registry = Registry()
+        return build(Config(), registry, watches(packs, registry))
+
+    one = inspector()
+    apart = [decision for each in exchanges() for decision in one.whole(each)]
+    assert inspector().together(exchanges()) == apart
+    assert sum(len(decision.findings) for decision in apart) >= 3
+
+    broken = exchanges()
+    broken[1].reply = 7  # type: ignore[assignment]
+    decisions = inspector().together(broken)
+    assert [decision.event.id for decision in decisions if decision.event is not None] == [
+        each.id for each in broken if each.reply != 7
+    ]
+    assert [fault.component for decision in decisions for fault in decision.faults][-1:] == ["inspector"]

@@ -339,6 +339,8 @@ def test_the_upstream_sees_the_requests_that_were_read_here(runner: asyncio.Runn
     assert seen in raw or seen.replace(b"\r\n", b"") in raw.replace(b"\r\n", b"")
     assert read == read_here
     assert got.count(b"HTTP/1.1 200 OK") == len(read)
+    if seen not in raw:  # the empty lines between requests are no request left over
+        raw, seen = raw.replace(b"\r\n", b""), seen.replace(b"\r\n", b"")
     left_over = raw.replace(seen, b"", 1).strip(b"\r\n")
     assert not left_over or b"HTTP/1.1 400 " in got or _unfinished(left_over)
 

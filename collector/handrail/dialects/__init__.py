@@ -6,7 +6,7 @@ that claims a request reads its reply; `http` claims what nobody else does: an e
 """
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol
 from urllib.parse import unquote
 
@@ -58,15 +58,13 @@ class Reader:
                 return (dialect, events), faults
         return (self._fallback, self._fallback.ask(exchange)), faults
 
-    def answer(self, exchange: Exchange, asked: Asked) -> Iterator[Event | Fault]:
+    def answer(self, exchange: Exchange, asked: Asked) -> tuple[Event | Fault, ...]:
         """The events of the whole exchange; never none for an id that was asked."""
         dialect, events = asked
         try:
-            yield from tuple(dialect.answer(exchange, events))
+            return tuple(dialect.answer(exchange, events))
         except Exception as error:
-            yield _broken(dialect, error, exchange.ended)
-            for event in events:
-                yield complete(event, exchange)
+            return (_broken(dialect, error, exchange.ended), *(complete(event, exchange) for event in events))
 
 
 def _broken(dialect: Dialect, error: Exception, at: float) -> Fault:

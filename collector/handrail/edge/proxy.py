@@ -29,7 +29,7 @@ from handrail.dialects.a2a import is_card_path, rewrite_card
 from handrail.edge.record import Recorder
 from handrail.edge.route import Listener, Target
 from handrail.event import Fault, Refusal
-from handrail.pipeline import OPEN_SECONDS, Inspector, refusal_in
+from handrail.pipeline import OPEN_SECONDS, Inspector, is_long, refusal_in
 from handrail.wire import End, Exchange, HeadLimits, Message, Reply, Request, Route
 from handrail.wire.body import decode
 from handrail.wire.http1 import CopyBudget, ReplyDecoder, RequestDecoder
@@ -1075,27 +1075,49 @@ class Proxy:
         looking, self._looking = self._looking, []
         now = self.now()
         recorder, inspector = self.recorder, self.inspector
+        short: list[Exchange] = []
         for passage in looking:
             if passage.closed:
                 continue
             passage.closed = True
             exchange = passage.exchange
+            if passage.asked is None and not is_long(exchange):
+                short.append(exchange)
+                continue
+            if short:
+                self._inspect(short, now)
+                short = []
             try:
                 asked = passage.asked
-                for decision in inspector.whole(exchange) if asked is None else inspector.close(exchange, asked):
-                    recorder.record(decision, now)
-                reply = exchange.reply
-                if reply is not None and reply.size:
-                    reason = reply.cut if reply._read is None else reply._read.reason
-                    if reason is not None and reason != "not_json":
-                        recorder.uninspected(reason)
+                decisions = inspector.whole(exchange) if asked is None else inspector.close(exchange, asked)
+                recorder.record_all(list(decisions), now)
+                self._count_unread(exchange)
             except Exception as error:
                 self._contain(error, now)
+        if short:
+            self._inspect(short, now)
+        for passage in looking:
             self.budget.left += passage.kept
             passage.kept = 0
             # `_open` still names this passage for a moment. Were the bodies kept with it, every new one would come from
             # memory that no cache holds.
             passage.exchange, passage.asked = _NO_EXCHANGE, None
+
+    def _inspect(self, exchanges: list[Exchange], now: float) -> None:
+        try:
+            self.recorder.record_all(self.inspector.together(exchanges), now)
+            for exchange in exchanges:
+                self._count_unread(exchange)
+        except Exception as error:
+            self._contain(error, now)
+
+    def _count_unread(self, exchange: Exchange) -> None:
+        """A reply that could not be read; what became of a request, its event says."""
+        reply = exchange.reply
+        if reply is not None and reply.size:
+            reason = reply.cut if reply._read is None else reply._read.reason
+            if reason is not None and reason != "not_json":
+                self.recorder.uninspected(reason)
 
     def keep(self, passage: _Passage, message: Message) -> None:
         """Counts the copy of a long body for as long as its exchange is under way; past the budget it goes unread."""

@@ -2,7 +2,7 @@
 
 import logging
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import msgspec
@@ -76,25 +76,7 @@ class Recorder:
         self._logged: OrderedDict[tuple[str, str], float] = OrderedDict()
 
     def record(self, decision: Decision, now: float) -> None:
-        event = decision.event
-        if event is not None and event.outcome != "asked":
-            try:
-                self.metrics.handoff(event)
-                if event.uninspected is not None:
-                    self.metrics.uninspected(event.uninspected)
-            except Exception as error:
-                self._broken("metrics", error, now)
-            for sink in self._rows:
-                try:
-                    sink.put(event)
-                except Exception as error:
-                    self._broken("sink", error, now)
-        if decision.findings:
-            for finding in decision.findings:
-                self._finding(finding, now)
-        if decision.faults:
-            for fault in decision.faults:
-                self.fault(fault, now)
+        self.record_all((decision,), now)
 
     def _finding(self, finding: Finding, now: float) -> None:
         try:
@@ -109,9 +91,33 @@ class Recorder:
         if finding.severity != "info":
             self._log(("finding", finding.fingerprint), now, "finding: %s: %s", finding.rule, finding.message)
 
-    def record_all(self, decisions: Iterable[Decision], now: float) -> None:
+    def record_all(self, decisions: Sequence[Decision], now: float) -> None:
+        """Several at once: each part of the work over all of them, which the processor's caches repay."""
+        over: list[Event] = []
         for decision in decisions:
-            self.record(decision, now)
+            event = decision.event
+            if event is not None and event.outcome != "asked":
+                over.append(event)
+        for event in over:
+            try:
+                self.metrics.handoff(event)
+                if event.uninspected is not None:
+                    self.metrics.uninspected(event.uninspected)
+            except Exception as error:
+                self._broken("metrics", error, now)
+        for sink in self._rows:
+            for event in over:
+                try:
+                    sink.put(event)
+                except Exception as error:
+                    self._broken("sink", error, now)
+        for decision in decisions:
+            if decision.findings:
+                for finding in decision.findings:
+                    self._finding(finding, now)
+            if decision.faults:
+                for fault in decision.faults:
+                    self.fault(fault, now)
 
     def fault(self, fault: Fault, now: float) -> None:
         try:
