@@ -1,16 +1,17 @@
 """Schema files become the set in force, and an event becomes the subject and version that apply to it.
 
-A schema is compiled once by jsonschema-rs. It reads nothing but itself: a reference to another document is refused, so
-neither a URL nor a file is ever opened. Its patterns run on a linear-time engine, and what that engine cannot do
-(look-around, back-references) is refused too. `format` follows each draft's own rule: asserted in drafts 4, 6 and 7,
-an annotation in 2019-09 and 2020-12.
+A schema is compiled once by jsonschema-rs. It reads nothing but itself and the registered documents that it refers to:
+any other reference is refused, so neither a URL nor a file is ever opened. Its patterns run on a linear-time engine,
+and what that engine cannot do (look-around, back-references) is refused too. So is a keyword that would be passed over,
+because its draft does not know it or because it stands beside `$ref`. `format` follows each draft's own rule: asserted
+in drafts 4, 6 and 7, an annotation in 2019-09 and 2020-12.
 """
 
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NoReturn
-from urllib.parse import unquote, urljoin
+from urllib.parse import quote, unquote, urljoin
 
 import jsonschema_rs
 import msgspec
@@ -70,19 +71,37 @@ class SchemaError(ValueError):
 
 
 class Schema:
-    """One version of one subject, compiled. Raises SchemaError where it cannot be enforced."""
+    """One version of one subject, compiled. Raises SchemaError where it cannot be enforced.
 
-    __slots__ = ("_fits", "_iter_errors", "_names", "_shape", "_validate", "digest", "draft", "subject", "version")
+    References lead into the document itself, or to one of `documents`.
+    """
 
-    def __init__(self, subject: str, version: str, raw: bytes) -> None:
-        document = _read(raw)
+    __slots__ = (
+        "_fits",
+        "_iter_errors",
+        "_names",
+        "_shape",
+        "_validate",
+        "digest",
+        "document",
+        "draft",
+        "subject",
+        "version",
+    )
+
+    def __init__(self, subject: str, version: str, raw: bytes, documents: "Documents | None" = None) -> None:
+        document = read_document(raw)
         self.subject, self.version = subject, version
-        self.digest = xxhash.xxh3_128_hexdigest(raw)
+        self.document = document
+        """As it was registered; not to be changed."""
         self.draft = _draft_of(document)
-        outline = _Outline(document, self.draft)
+        file = f"{subject}/{version}.json"
+        others = documents.behind(file, document, self.draft) if documents is not None else {}
+        self.digest = _digest(raw, others)
+        outline = _Outline(document, self.draft, _place(file) if others else "", others)
         self._shape = outline.shape()
         self._names = frozenset(outline.names)
-        validator = _compile(document, outline)
+        validator = _compile(document, outline, others)
         self._fits = validator.is_valid
         self._validate = validator.validate
         self._iter_errors = validator.iter_errors
@@ -237,7 +256,8 @@ def _size(value: Any, limit: int) -> tuple[int, int]:
     return count, depth
 
 
-def _read(raw: bytes) -> Any:
+def read_document(raw: bytes) -> Any:
+    """The bytes of a schema to JSON within the limits. Raises SchemaError."""
     if len(raw) > MAX_BYTES:
         raise SchemaError(f"is {len(raw)} bytes, more than {MAX_BYTES}")
     body = parse(raw, 4 * MAX_DEPTH)
@@ -255,21 +275,26 @@ def _refuse(uri: str) -> NoReturn:
 _LINEAR = jsonschema_rs.RegexOptions()
 
 
-def _draft_of(document: Any) -> str:
+def _draft_of(document: Any, default: str = DEFAULT_DRAFT) -> str:
     if not isinstance(document, dict | bool):
         raise SchemaError("is not a schema: expected an object or a boolean")
     named = document.get("$schema") if isinstance(document, dict) else None
     if named is None:
-        return DEFAULT_DRAFT
+        return default
     known = DRAFTS.get(named.rstrip("#")) if isinstance(named, str) else None
     if known is None:
         raise SchemaError(f"/$schema: unknown draft; known are {', '.join(DRAFTS)}")
     return known
 
 
-def _compile(document: Any, outline: "_Outline") -> jsonschema_rs.Validator:
+def _compile(document: Any, outline: "_Outline", others: Mapping[str, Any]) -> jsonschema_rs.Validator:
     try:
-        return jsonschema_rs.validator_for(document, retriever=_refuse, pattern_options=_LINEAR, mask="…")
+        if not others:
+            return jsonschema_rs.validator_for(document, retriever=_refuse, pattern_options=_LINEAR, mask="…")
+        known = jsonschema_rs.Registry(list(others.items()), draft=_NUMBERS[outline.draft], retriever=_refuse)
+        return jsonschema_rs.validator_for(
+            document, registry=known, base_uri=outline.base, pattern_options=_LINEAR, mask="…"
+        )
     except jsonschema_rs.ValidationError as error:
         path = "".join("/" + _escape(str(step)) for step in error.instance_path) or "/"
         kind = type(error.kind).__name__
@@ -285,6 +310,51 @@ def _compile(document: Any, outline: "_Outline") -> jsonschema_rs.Validator:
         raise SchemaError(f"cannot be compiled: {error}") from None
 
 
+_NUMBERS = {
+    "draft-04": jsonschema_rs.Draft4,
+    "draft-06": jsonschema_rs.Draft6,
+    "draft-07": jsonschema_rs.Draft7,
+    "2019-09": jsonschema_rs.Draft201909,
+    "2020-12": jsonschema_rs.Draft202012,
+}
+
+_ORDER = tuple(_NUMBERS)
+"""The drafts, oldest first."""
+
+_SINCE = {
+    "const": "draft-06",
+    "contains": "draft-06",
+    "propertyNames": "draft-06",
+    "if": "draft-07",
+    "dependentRequired": "2019-09",
+    "dependentSchemas": "2019-09",
+    "unevaluatedItems": "2019-09",
+    "unevaluatedProperties": "2019-09",
+    "minContains": "2019-09",
+    "maxContains": "2019-09",
+    "$recursiveRef": "2019-09",
+    "prefixItems": "2020-12",
+    "$dynamicRef": "2020-12",
+}
+"""Keywords that constrain a payload from this draft on; an older one passes them over."""
+
+_GONE = {
+    "additionalItems": ("2020-12", "`items` beside `prefixItems` says it there"),
+    "$recursiveRef": ("2020-12", "`$dynamicRef` says it there"),
+    "extends": ("draft-04", "`allOf` says it there"),
+    "disallow": ("draft-04", "`not` says it there"),
+    "divisibleBy": ("draft-04", "`multipleOf` says it there"),
+}
+"""Keywords that constrain nothing any more from this draft on, and what to write in their place."""
+
+_CONSTRAINTS = frozenset(  # a list of words is easier to read than forty strings
+    """type enum const multipleOf maximum exclusiveMaximum minimum exclusiveMinimum maxLength minLength pattern
+    additionalItems items prefixItems contains minContains maxContains maxItems minItems uniqueItems
+    maxProperties minProperties required properties patternProperties additionalProperties propertyNames
+    dependencies dependentRequired dependentSchemas allOf anyOf oneOf not if format
+    unevaluatedItems unevaluatedProperties""".split()  # noqa: SIM905
+)
+
 _LITERAL = frozenset({"const", "enum", "default", "examples", "example"})
 _MAPS = frozenset({"properties", "patternProperties", "$defs", "definitions", "dependentSchemas", "dependencies"})
 _IN_PLACE = frozenset({"allOf", "anyOf", "oneOf", "not", "if", "then", "else", "dependentSchemas", "dependencies"})
@@ -295,6 +365,8 @@ _ONE_OF_THESE = frozenset(
 )
 """Of these at most one subschema is applied to any one member of an object or item of an array."""
 _EACH_OF_THESE = frozenset({"patternProperties", "contains"})
+_APPLIED = _IN_PLACE | _ONE_OF_THESE | _EACH_OF_THESE | {"propertyNames", "$defs", "definitions", "contentSchema"}
+"""What holds subschemas in every draft or in none that is meant; other keywords may hold anything."""
 _REFERENCES = ("$ref", "$dynamicRef", "$recursiveRef")
 
 
@@ -305,6 +377,8 @@ class _Part(msgspec.Struct, frozen=True, eq=False):
     base: str
     schema: dict[str, Any]
     depth: int
+    is_schema: bool = True
+    """False below a keyword that no draft knows: only a reference would make it one."""
 
 
 class _Shape(msgspec.Struct, frozen=True):
@@ -330,16 +404,52 @@ class _Outline:
     the compiler, which knows better how to say so.
     """
 
-    def __init__(self, document: Any, draft: str) -> None:
+    def __init__(self, document: Any, draft: str, base: str = "", others: Mapping[str, Any] | None = None) -> None:
+        """`base` is the URI of the document, `others` are those that it refers to, each by its URI."""
         self.names: set[str] = set()
+        self.draft, self.base = draft, base
         self._parts: dict[int, _Part] = {}
         self._resources: dict[str, _Part] = {}
+        self._booleans: set[str] = set()
         self._anchors: dict[str, list[_Part]] = {}
-        self._identity = "id" if draft == "draft-04" else "$id"
-        rest = [_Part("", "", document, 1)] if isinstance(document, dict) else []
+        self._root = self._walk(document, draft, base)
+        for uri, other in (others or {}).items():
+            self._walk(other, _draft_of(other, draft), uri)
+
+    def _walk(self, document: Any, draft: str, base: str) -> _Part | None:
+        self._identity, self._walked = "id" if draft == "draft-04" else "$id", draft
+        root = _Part("", base, document, 1) if isinstance(document, dict) else None
+        if root is None:
+            self._booleans.add(base)
+            return None
+        self._resources[base] = root
+        rest = [root]
         while rest:
             part = self._enter(rest.pop())
             rest.extend(child for _, child in self._children(part))
+        return self._parts[id(document)]
+
+    def _misplaced(self, part: _Part) -> str | None:
+        """The keyword of a subschema that would be passed over in silence, and why."""
+        schema, draft = part.schema, self._walked
+        age = _ORDER.index(draft)
+        for keyword in schema:
+            where = f"{part.path}/{_escape(keyword)}"
+            since, gone = _SINCE.get(keyword), _GONE.get(keyword)
+            if since is not None and age < _ORDER.index(since):
+                return f"{where}: would be ignored: {draft} does not know it, {since} does"
+            if gone is not None and age >= _ORDER.index(gone[0]):
+                return f"{where}: would be ignored: {draft} does not know it; {gone[1]}"
+        if schema.get("nullable") is True:
+            return f'{part.path}/nullable: would be ignored: it is OpenAPI\'s; write "type": ["…", "null"]'
+        if age <= _ORDER.index("draft-07") and isinstance(schema.get("$ref"), str):
+            beside = sorted(_CONSTRAINTS & schema.keys())
+            if beside:
+                return (
+                    f"{part.path}/{beside[0]}: would be ignored: {draft} passes over everything beside `$ref`; "
+                    "put the reference into `allOf`"
+                )
+        return None
 
     def _enter(self, part: _Part) -> _Part:
         if part.depth > MAX_DEPTH:
@@ -347,8 +457,8 @@ class _Outline:
         if len(self._parts) >= MAX_SUBSCHEMAS:
             raise SchemaError(f"has more than {MAX_SUBSCHEMAS} subschemas")
         schema, identity = part.schema, part.schema.get(self._identity)
-        if not self._parts:
-            self._resources[""] = part
+        if part.is_schema and (problem := self._misplaced(part)):
+            raise SchemaError(problem)
         if isinstance(identity, str):
             if identity.startswith("#"):
                 self._anchors.setdefault(part.base + identity, []).append(part)
@@ -387,7 +497,8 @@ class _Outline:
             for where, member in members:
                 if isinstance(member, dict):
                     known = self._parts.get(id(member))
-                    yield keyword, known or _Part(where, part.base, member, part.depth + 1)
+                    is_schema = part.is_schema and keyword in _APPLIED
+                    yield keyword, known or _Part(where, part.base, member, part.depth + 1, is_schema)
 
     def _referred(self, part: _Part) -> Iterator[tuple[str, str, list[_Part]]]:
         """Keyword, text and possible targets of each reference of a subschema."""
@@ -395,7 +506,7 @@ class _Outline:
             text = part.schema.get(name)
             if not isinstance(text, str):
                 continue
-            uri = part.base + text if text.startswith("#") else _joined(part.base, text)
+            uri = self._uri(part, text)
             resource, _, fragment = uri.partition("#")
             root = self._resources.get(resource)
             found = []
@@ -411,12 +522,27 @@ class _Outline:
                 found += [each for each in self._anchors.get(f"*#{fragment}", ()) if each not in found]
             yield name, text, found
 
+    def _uri(self, part: _Part, text: str) -> str:
+        return part.base + text if text.startswith("#") else _joined(part.base, text)
+
+    def outward(self) -> Iterator[tuple[_Part, str, str, str]]:
+        """The references that leave the document: where, the keyword, the text and the URI without its fragment."""
+        for part in list(self._parts.values()):
+            for name in _REFERENCES:
+                text = part.schema.get(name)
+                if isinstance(text, str):
+                    uri = self._uri(part, text).partition("#")[0]
+                    if uri not in self._resources and not _is_draft(uri):
+                        yield part, name, text, uri
+
     def dangling(self) -> str | None:
         """The first reference that leads nowhere in the document."""
         for part in self._parts.values():
             for name, text, found in self._referred(part):
                 resource = text.partition("#")[0]
-                if not found and resource not in DRAFTS:
+                if self._uri(part, text).partition("#")[0] in self._booleans:
+                    continue
+                if not found and not _is_draft(resource):
                     why = "is not in the document" if not resource else "leaves the document, and nothing is fetched"
                     return f"{part.path}/{name}: {text} {why}"
         return None
@@ -481,7 +607,129 @@ class _Outline:
             heights[key] = high
             return high
 
-        return height(self._resources[""], ()) if self._parts else 0
+        return height(self._root, ()) if self._root is not None else 0
+
+
+def _is_draft(uri: str) -> bool:
+    """Whether a URI is that of a meta-schema or of a vocabulary of one, which the validator has by heart."""
+    return uri in DRAFTS or uri.startswith(
+        ("https://json-schema.org/draft/2019-09/", "https://json-schema.org/draft/2020-12/")
+    )
+
+
+PLACE = "http://registry.invalid/"
+"""Where registered documents stand, so that one may refer to another by a relative path. The name can never exist
+(RFC 2606), and nothing looks it up."""
+
+MAX_DOCUMENTS = 64
+"""Documents that one schema may refer to, directly or not."""
+
+
+def _place(file: str) -> str:
+    return PLACE + quote(file)
+
+
+def _digest(raw: bytes, others: Mapping[str, Any]) -> str:
+    if not others:
+        return xxhash.xxh3_128_hexdigest(raw)
+    return xxhash.xxh3_128_hexdigest(raw + orjson.dumps(sorted(others.items()), option=orjson.OPT_SORT_KEYS))
+
+
+class Documents:
+    """The registered documents that references may lead to.
+
+    `references` says for a file what each name in it stands for, as another file. Where it is None, the files of a
+    directory refer to each other by relative path (`../address/1.json`) or by `$id`.
+    """
+
+    def __init__(self, files: Mapping[str, bytes], references: Mapping[str, Mapping[str, str]] | None = None) -> None:
+        self._files, self._references = files, references
+        self._identities: dict[str, str] | None = None
+
+    def behind(self, file: str, document: Any, draft: str) -> dict[str, Any]:
+        """Every document that a schema refers to, directly or not, by the URI that the reference resolves to.
+
+        What is not registered is left out, and found dangling later. Raises SchemaError where there are too many, or
+        where one URI would be two documents.
+        """
+        if self._references is not None and not self._references.get(file):
+            return {}
+        found: dict[str, Any] = {}
+        origin: dict[str, str] = {}
+        rest = [(file, document, _place(file))]
+        while rest:
+            file, document, base = rest.pop()
+            for part, _, text, uri in _Outline(document, _draft_of(document, draft), base).outward():
+                other = self._find(file, part.base, text, uri)
+                if other is None:
+                    continue
+                if origin.setdefault(uri, other) != other:
+                    raise SchemaError(f"{part.path}: {text} stands for both {origin[uri]} and {other}")
+                if uri in found:
+                    continue
+                if len(found) >= MAX_DOCUMENTS:
+                    raise SchemaError(f"refers to more than {MAX_DOCUMENTS} documents")
+                # Each place has a copy of its own: parts are told apart by identity.
+                found[uri] = read_document(self._files[other])
+                rest.append((other, found[uri], uri))
+        return found
+
+    def _find(self, file: str, base: str, text: str, uri: str) -> str | None:
+        """The file that a reference in a file leads to."""
+        if self._references is not None:
+            plain = text.partition("#")[0]
+            for name, other in self._references.get(file, {}).items():
+                if other in self._files and (name in (plain, uri) or _joined(base, name) == uri):
+                    return other
+            return None
+        if uri.startswith(PLACE):
+            other = unquote(uri.removeprefix(PLACE))
+            return other if other in self._files and other.endswith(".json") else None
+        if self._identities is None:
+            self._identities = _identities(self._files)
+        return self._identities.get(uri)
+
+    def bundled(self, file: str, document: Any) -> Any:
+        """A schema with every document that it refers to embedded in it, so that it can be compared by itself."""
+        draft = _draft_of(document)
+        others = self.behind(file, document, draft)
+        if not others:
+            return document
+        document = orjson.loads(orjson.dumps(document))
+        for uri, each in [(_place(file), document), *others.items()]:
+            for part, name, text, target in list(_Outline(each, _draft_of(each, draft), uri).outward()):
+                if target in others:
+                    part.schema[name] = target + "".join(text.partition("#")[1:])
+        held = document.setdefault("definitions" if draft.startswith("draft") else "$defs", {})
+        for index, (uri, each) in enumerate(others.items()):
+            held[f"registered-{index}"] = (
+                {**each, "id" if draft == "draft-04" else "$id": uri}
+                if isinstance(each, dict)
+                else {"id" if draft == "draft-04" else "$id": uri, "allOf": [each]}
+            )
+        return document
+
+
+def _identities(files: Mapping[str, bytes]) -> dict[str, str]:
+    """The `$id` of each file to the file: the latest version where a subject repeats it, none where two subjects do."""
+    found: dict[str, str] = {}
+    twice: set[str] = set()
+    ordered = sorted(
+        (file for file in files if file.endswith(".json")), key=lambda file: version_order(file.rpartition("/")[2][:-5])
+    )
+    for file in ordered:
+        try:
+            document = read_document(files[file])
+        except SchemaError:
+            continue
+        identity = (document.get("$id") or document.get("id")) if isinstance(document, dict) else None
+        if isinstance(identity, str) and ":" in identity:
+            identity = identity.partition("#")[0]
+            before = found.get(identity)
+            if before is not None and before.rpartition("/")[0] != file.rpartition("/")[0]:
+                twice.add(identity)
+            found[identity] = file
+    return {identity: file for identity, file in found.items() if identity not in twice}
 
 
 def _joined(base: str, reference: str) -> str:
@@ -574,11 +822,24 @@ class Registry:
         """How many subjects there are."""
         return len(self._subjects)
 
-    def load(self, files: Mapping[str, bytes]) -> list[Problem]:
+    def load(
+        self, files: Mapping[str, bytes], references: Mapping[str, Mapping[str, str]] | None = None
+    ) -> list[Problem]:
         """Put a set of schema files in force, or leave the set that is and say why.
 
         Keys are `<subject>/<version>.json`; what does not end in `.json` is not a schema and is passed over.
+        `references` says what a name in a file stands for, see `Documents`.
         """
+        fresh, problems = self.compiled(files, references)
+        if not problems:
+            self.replace(fresh)
+        return problems
+
+    def compiled(
+        self, files: Mapping[str, bytes], references: Mapping[str, Mapping[str, str]] | None = None
+    ) -> tuple[dict[str, dict[str, Schema]], list[Problem]]:
+        """The slow half of `load`: changes nothing, so it may run in another thread."""
+        documents = Documents(files, references)
         problems: list[Problem] = []
         subjects: dict[str, dict[str, Schema]] = {}
         for file in sorted(files):
@@ -593,19 +854,21 @@ class Registry:
                 schema = known
             else:
                 try:
-                    schema = Schema(subject, version, files[file])
+                    schema = Schema(subject, version, files[file], documents)
                 except SchemaError as error:
                     problems.append(Problem(file, str(error)))
                     continue
             subjects.setdefault(subject, {})[version] = schema
-        if not problems:
-            self._subjects = {
-                subject: dict(sorted(versions.items(), key=lambda item: version_order(item[0])))
-                for subject, versions in subjects.items()
-            }
-            self._latest = {subject: next(reversed(versions)) for subject, versions in self._subjects.items()}
-            self._memo = {}
-        return problems
+        return subjects, problems
+
+    def replace(self, subjects: Mapping[str, Mapping[str, Schema]]) -> None:
+        """The quick half of `load`: puts a set of compiled schemas in force."""
+        self._subjects = {
+            subject: dict(sorted(versions.items(), key=lambda item: version_order(item[0])))
+            for subject, versions in subjects.items()
+        }
+        self._latest = {subject: next(reversed(versions)) for subject, versions in self._subjects.items()}
+        self._memo = {}
 
     def subjects(self) -> Mapping[str, tuple[str, ...]]:
         """Every subject with its versions, oldest first."""
