@@ -159,6 +159,41 @@ class CustomConfig(_Config, frozen=True):
     """JMESPath on the reply body to one of the outcomes."""
 
 
+class HandoffToolConfig(_Config, frozen=True):
+    """A tool by which agents hand off under a name of its own."""
+
+    tool: str
+    """Name of the tool, `*` for any run of characters; without `target` and `argument`, the `*` names the target."""
+    target: str | None = None
+    argument: str | None = None
+    """The argument of the call that names the target."""
+    kind: Literal["transfer", "delegate"] = "transfer"
+    """transfer: the target goes on in place of the source. delegate: the target answers, and the source goes on."""
+
+
+class SpeakerConfig(_Config, frozen=True):
+    """How an agent is told apart where its traffic does not name it; all that is given must match."""
+
+    agent: str
+    system: str | None = None
+    """Text that its system prompt holds, `*` for any run of characters."""
+    tool: str | None = None
+    """Name of a tool that it has."""
+
+
+class HandoffsConfig(_Config, frozen=True):
+    """How handoffs are read from calls of models, beside the conventions that are built in."""
+
+    tools: tuple[HandoffToolConfig, ...] = ()
+    agents: tuple[SpeakerConfig, ...] = ()
+    ignore: tuple[str, ...] = ()
+    """Tools that look like handoffs and are none; `*` for any run of characters."""
+    silence_seconds: float = 60.0
+    """A target that has not spoken for so long after it was handed a task has dropped it."""
+    conversations: int = 4_096
+    """How many are remembered; the one that was quiet for longest goes first."""
+
+
 class EdgeConfig(_Config, frozen=True):
     """Which schema applies between whom; `*` for any run of characters, the first match wins."""
 
@@ -217,6 +252,7 @@ class Config(_Config, frozen=True):
     inspection: BodyLimits = BodyLimits()
     envelope: EnvelopeConfig = EnvelopeConfig()
     custom: tuple[CustomConfig, ...] = ()
+    handoffs: HandoffsConfig = HandoffsConfig()
     schemas: SchemasConfig = SchemasConfig()
     rules: RulesConfig = RulesConfig()
     clickhouse: ClickHouseConfig = ClickHouseConfig()
@@ -339,6 +375,9 @@ def problems(config: Config) -> Iterator[tuple[str, str]]:
     if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", config.clickhouse.database):
         yield "clickhouse.database", "must be a plain name: letters, digits and _"
     yield from _bad_expressions("envelope", config.envelope, ("path",))
+    for index, line in enumerate(config.handoffs.agents):
+        if line.system is None and line.tool is None:
+            yield f"handoffs.agents[{index}]", "must say how the agent is told apart: system, tool or both"
     names: set[str] = set()
     for index, custom in enumerate(config.custom):
         key = f"custom[{index}]"
@@ -359,7 +398,7 @@ def problems(config: Config) -> Iterator[tuple[str, str]]:
             yield f"schemas.edges[{index}].subject", "must say which schema applies; schemas are found by subject"
 
 
-DIALECTS = ("cloudevents", "a2a", "envelope", "http")
+DIALECTS = ("cloudevents", "a2a", "envelope", "openai", "anthropic", "gemini", "http")
 """The built-in dialects, by the names that routes choose them by."""
 
 EXPRESSIONS = (
