@@ -807,6 +807,11 @@ class _Edge:
 Selected = tuple[str | None, str | None]
 
 
+LEARNED_SUBJECTS = 1_000
+LEARNED_VERSIONS = 20
+"""How much is kept of what traffic itself says of its schemas."""
+
+
 class Registry:
     """The schemas in force. Replaced as a whole, so an event never sees half a change."""
 
@@ -817,6 +822,7 @@ class Registry:
         self._subjects: dict[str, dict[str, Schema]] = {}
         self._latest: dict[str, str] = {}
         self._memo: dict[tuple[str | None, ...], Selected] = {}
+        self._learned: dict[str, dict[str, Schema]] = {}
 
     def __len__(self) -> int:
         """How many subjects there are."""
@@ -874,14 +880,50 @@ class Registry:
         """Every subject with its versions, oldest first."""
         return {subject: tuple(versions) for subject, versions in self._subjects.items()}
 
+    def learn(self, subject: str, document: Any) -> str:
+        """A schema that traffic itself carries becomes a version of its subject, in memory; which one.
+
+        An equal document is the version that it already is, registered or learned; a new form is the next whole number.
+        Raises SchemaError where it cannot be enforced. Holds `LEARNED_SUBJECTS` subjects of `LEARNED_VERSIONS` forms.
+        """
+        learned = self._learned.get(subject)
+        known = {**self._subjects.get(subject, {}), **(learned or {})}
+        for version, schema in known.items():
+            if schema.document == document:
+                return version
+        version = str(1 + max((int(name) for name in known if name.isdecimal()), default=0))
+        try:
+            raw = orjson.dumps(document, option=orjson.OPT_SORT_KEYS)
+        except TypeError as error:
+            raise SchemaError(f"is not JSON: {error}") from None
+        schema = Schema(subject, version, raw)
+        if learned is None:
+            if len(self._learned) >= LEARNED_SUBJECTS:
+                del self._learned[next(iter(self._learned))]
+            learned = self._learned[subject] = {}
+        elif len(learned) >= LEARNED_VERSIONS:
+            del learned[next(iter(learned))]
+        learned[version] = schema
+        self._memo.clear()
+        return version
+
+    def is_learned(self, subject: str | None, version: str | None) -> bool:
+        """Whether a version was learned from traffic and not registered by anybody."""
+        return version in self._learned.get(subject or "", ()) and version not in self._subjects.get(subject or "", ())
+
     def versions(self, subject: str | None) -> tuple[str, ...]:
-        """The versions of a subject, oldest first; empty where it is not known."""
-        return () if subject is None else tuple(self._subjects.get(subject, ()))
+        """The versions of a subject, oldest first, then those that were learned; empty where it is not known."""
+        if subject is None:
+            return ()
+        return (*self._subjects.get(subject, ()), *self._learned.get(subject, ()))
 
     def schema(self, subject: str | None, version: str | None) -> Schema | None:
         """The schema of a subject and version, None where there is none."""
         versions = self._subjects.get(subject)  # type: ignore[arg-type]  # None is no key, and that is the answer
-        return None if versions is None else versions.get(version)  # type: ignore[arg-type]
+        found = None if versions is None else versions.get(version)  # type: ignore[arg-type]
+        if found is None and self._learned:
+            found = self._learned.get(subject or "", {}).get(version or "")
+        return found
 
     def select(self, event: Event) -> Selected:
         """Which subject and version apply to an event's payload; either may be None.
@@ -913,4 +955,6 @@ class Registry:
                 version = pinned
         if subject is not None and version is None:
             version = self._latest.get(subject)
+            if version is None and subject in self._learned:
+                version = next(reversed(self._learned[subject]), None)
         return subject, version
