@@ -45,7 +45,7 @@ Ended = Literal[
     "silent",  # the client asked for none (CLIENT REPLY OFF or SKIP)
     "lost",  # the connection ended first: whether it took effect is unknown
     "discarded",  # part of a transaction that did not run
-    "refused",  # a rule in enforce mode refused it, and the store never saw it
+    "refused",  # by a rule in enforce mode: it did not reach the store, or its reply (then there is one) not the client
 ]
 
 
@@ -108,6 +108,13 @@ class Message(msgspec.Struct, frozen=True, kw_only=True):
     cut: str | None = None
 
 
+class Unread(msgspec.Struct, frozen=True, gc=False):
+    """Something passed without being read; counted under its reason, and no fault of anybody."""
+
+    reason: str
+    """`too_large`, `overload`, `script`, `module`, `takeover`, `muted_transaction`, `tls`."""
+
+
 class StoreObserver(Protocol):
     """Takes what a store's connections did. Called on the event loop, after the bytes went on; must be quick.
 
@@ -120,7 +127,7 @@ class StoreObserver(Protocol):
     def wants(self, args: tuple[bytes | Cut, ...]) -> bool:
         """Whether this command (name in upper case) is worth an Operation. What is not wanted is not built.
 
-        Asked for each command, also before secrets are taken out; must not keep `args`.
+        Asked for each command but those about the connection or its secrets; must not keep `args`.
         """
         ...
 
