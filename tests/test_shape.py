@@ -17,6 +17,7 @@ RANKS: Mapping[str, int] = {
     "wire": 1,
     "config": 2,
     "schema": 3,
+    "graph": 3,
     "dialects": 4,
     "detectors": 4,
     "rules": 5,

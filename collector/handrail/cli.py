@@ -239,6 +239,27 @@ def _report(args: argparse.Namespace) -> int:
     return report.run(clickhouse.dsn, args.database or clickhouse.database, args.since, args.output)
 
 
+def _graph_check(args: argparse.Namespace) -> int:
+    from handrail.edge import graph
+
+    return graph.check(args.files, args.output)
+
+
+def _graph_show(args: argparse.Namespace) -> int:
+    from handrail.edge import graph
+
+    if args.files:
+        return graph.show(graph.recorded_edges(args.files, args.workflow), args.output)
+
+    from handrail.config import ConfigError, with_flags
+
+    clickhouse = with_flags(_config(args.config), clickhouse=args.clickhouse).clickhouse
+    if clickhouse.dsn is None:
+        raise ConfigError("command line", "FILE", "is missing; name a recording, or --clickhouse DSN")
+    database = args.database or clickhouse.database
+    return graph.show(graph.stored_edges(clickhouse.dsn, database, args.since, args.workflow), args.output)
+
+
 def _demo(args: argparse.Namespace) -> int:
     from handrail.edge import demo
 
@@ -265,7 +286,12 @@ def _config(file: str | None) -> "Config":
         replace(route, tls=replace(route.tls, ca_file=str(beside / route.tls.ca_file))) if route.tls.ca_file else route
         for route in config.routes
     )
-    return replace(config, rules=replace(config.rules, files=rules), routes=routes)
+    registry = config.registry
+    if registry is not None:
+        paths = ("sqlite", "cache", "token_file", "remote_token_file", "remote_ca_file", "tls_cert_file", "tls_key_file")
+        given = {name: getattr(registry, name) for name in paths}
+        registry = replace(registry, **{name: str(beside / path) for name, path in given.items() if path is not None})
+    return replace(config, rules=replace(config.rules, files=rules), routes=routes, registry=registry)
 
 
 def _packs(files: Sequence[str]) -> "list[Pack]":
@@ -413,6 +439,7 @@ examples:
     _output_flag(listing)
 
     _schema_commands(commands)
+    _graph_commands(commands)
 
     report = _command(
         commands,
@@ -528,6 +555,62 @@ exit status: 0; 2 where there is none.""",
     )
     show.add_argument("subject", metavar="SUBJECT[@VERSION]", help="which one")
     _registry_flags(show)
+
+
+def _graph_commands(commands: Any) -> None:
+    graph = _command(
+        commands,
+        "graph",
+        "check a declared graph, draw the observed one",
+        "Who hands to whom: as somebody declared it, and as it was seen.",
+        "",
+        None,
+    )
+    graph.set_defaults(parser=graph)
+    actions = graph.add_subparsers(title="commands", metavar="COMMAND")
+    check = _command(
+        actions,
+        "check",
+        "validate a declared dependency graph as a DAG",
+        """\
+Says of a declared graph which agents are on cycles, with a shortest cycle in each strongly connected component and
+whether it is a deadlock or a loop that can be entered (an agent may wait for all of its predecessors, or for any);
+which agents are unreachable or undeclared; and the critical path.
+A graph is YAML or JSON (agents and edges, an adjacency list, or tasks with depends_on), what LangGraph's
+get_graph().to_json() gives, a Mermaid flowchart, or the plan events of a recording; - is standard input.""",
+        """\
+examples:
+  handrail graph check agents.yaml
+  handrail graph check flow.mmd --output json
+
+exit status: 0 where it is acyclic; 1 where it has a cycle; 2 where it is no graph.""",
+        _graph_check,
+    )
+    check.add_argument("files", nargs="+", metavar="FILE", help="a declared graph; - is standard input")
+    _output_flag(check)
+    show = _command(
+        actions,
+        "show",
+        "draw the graph that was observed",
+        "Draws who handed to whom, from recordings, or from ClickHouse where none is named.",
+        """\
+examples:
+  handrail graph show traffic.har > observed.mmd
+  handrail graph show --clickhouse chdb:///var/lib/handrail --since 24h --output dot | dot -Tsvg > graph.svg
+  handrail graph show traffic.jsonl --output json | handrail graph check -
+
+exit status: 0 where it is acyclic; 1 where it has a cycle, which is normal where agents answer each other; 2 bad input.""",
+        _graph_show,
+    )
+    show.add_argument("files", nargs="*", metavar="FILE", help="recordings; - is standard input")
+    show.add_argument("--workflow", metavar="ID", help="only this workflow")
+    show.add_argument("--since", default="1h", metavar="SPAN", help="how far back: 90s, 15m, 1h, 7d (default 1h)")
+    _flag(show, "--clickhouse", "DSN", "where `handrail run` records")
+    show.add_argument("--database", metavar="NAME", help="the database there (default handrail)")
+    _config_flag(show)
+    show.add_argument(
+        "--output", choices=("mermaid", "dot", "json"), default="mermaid", metavar="FORM", help="mermaid, dot or json"
+    )
 
 
 def _registry_flags(parser: argparse.ArgumentParser) -> None:

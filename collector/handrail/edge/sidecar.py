@@ -20,11 +20,12 @@ from handrail.config import Config, ConfigError, RouteConfig
 from handrail.edge.admin import Admin
 from handrail.edge.clickhouse import ClickHouseSink
 from handrail.edge.files import Unreadable, load_packs, load_registry, read_schemas, schema_stamp
+from handrail.edge.graph import PlanApi
 from handrail.edge.metrics import Metrics
 from handrail.edge.proxy import Proxy
 from handrail.edge.record import Recorder, Rows
 from handrail.edge.route import Listener, Target
-from handrail.event import Fault
+from handrail.event import Decision, Event, Fault
 from handrail.pipeline import Inspector, build
 from handrail.wire import Route
 
@@ -131,10 +132,17 @@ class Sidecar:
         self.recorder = Recorder(self.metrics, sinks + also)
         self.proxy = Proxy(self.listeners, config.limits, self.inspector, self.recorder)
         self.admin = Admin(config.admin, self.metrics, ready=self.unready)
+        PlanApi(self._told, self.proxy.now).add_to(self.admin.app)
         self.admin_address: tuple[str, int] | None = None
         self.services: list[Service] = []
         self._ready = False
         self._watcher: asyncio.Task[None] | None = None
+
+    def _told(self, event: Event) -> Decision:
+        """An event that somebody told us about, through the pipeline to the sinks."""
+        decision = self.inspector.pipeline.observe(event)
+        self.recorder.record(decision, self.proxy.now())
+        return decision
 
     def unready(self) -> dict[str, str]:
         """Why traffic should not come here: component to reason, empty when it should.
