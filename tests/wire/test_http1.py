@@ -1,9 +1,13 @@
 """What the HTTP/1.1 decoders take, what they refuse, and what a request or reply says. Their laws are in test_laws."""
 
+from typing import Any
+
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from handrail.event import Fault
-from handrail.wire import HeadLimits, Reply, Request
+from handrail.wire import HeadLimits, Reply, Request, http1
 from handrail.wire.http1 import ChunkedDecoder, CopyBudget, ReplyDecoder, RequestDecoder
 
 HEAD = b"POST /a HTTP/1.1\r\nHost: agent\r\n"
@@ -394,3 +398,54 @@ def test_a_chunked_reply_may_have_white_space_in_its_extensions(before: bytes, l
         assert isinstance(reply, Reply)
         assert (reply.status, reply.body, reply.size, reply.cut) == (200, b"abc", 3, None)
         assert decoder.close(3.0) is None
+
+
+TRACE = b"00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+LINES = (
+    b"Host: a",
+    b"host: b",
+    b"Content-Length: 2",
+    b"Content-Length: 0",
+    b"traceparent: " + TRACE,
+    b"traceparent: " + TRACE[::-1],
+    b"traceparent: " + TRACE.upper(),
+    b"traceparent: " + TRACE + b"0",
+    b"Traceparent: " + TRACE,
+    b"X-Request-Id: 7",
+    b"Accept: */*",
+    b"accept: text/html",
+    b"X-Empty:",
+    b"X-Spaces:  two ",
+    b"Content-Type: application/json",
+    b"Transfer-Encoding: chunked",
+    b"Connection: close",
+)
+
+
+def _known_to(decoder: RequestDecoder | ReplyDecoder, got: Any) -> object:
+    if isinstance(got, Fault):
+        return got.reason
+    headers = decoder.headers
+    return headers, got and (got.status if isinstance(got, Reply) else (got.method, got.target)), got and got.body
+
+
+@given(heads=st.lists(st.lists(st.sampled_from(LINES), max_size=6), min_size=1, max_size=4))
+def test_a_head_that_was_seen_before_reads_as_one_that_was_not(heads: list[list[bytes]]) -> None:
+    """Whole heads, lines and llhttp: three ways to the same answer, whatever came before."""
+    with pytest.MonkeyPatch.context() as patch:
+        for lines in heads + heads:
+            raw = b"POST /a HTTP/1.1\r\n" + b"".join(line + b"\r\n" for line in lines) + b"\r\nhi"
+            answer = b"HTTP/1.1 200 OK\r\n" + b"".join(line + b"\r\n" for line in lines) + b"\r\nhi"
+            said = []
+            for remembers in (True, False):
+                if not remembers:  # nothing is plain, so llhttp reads it
+                    patch.setattr(http1, "_plain_headers", lambda _: None)
+                    patch.setattr(http1, "_heads", {})
+                    patch.setattr(http1, "_replies", {})
+                asking, answering = RequestDecoder(HeadLimits(), 64), ReplyDecoder(HeadLimits(), 64)
+                answering.expect("POST")
+                said.append(
+                    (_known_to(asking, asking.feed(raw, 1.0)), _known_to(answering, answering.feed(answer, 1.0)))
+                )
+                patch.undo()
+            assert said[0] == said[1]
