@@ -402,9 +402,7 @@ def test_a_chunked_reply_may_have_white_space_in_its_extensions(before: bytes, l
 
 TRACE = b"00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 LINES = (
-    b"Host: a",
     b"host: b",
-    b"Content-Length: 2",
     b"Content-Length: 0",
     b"traceparent: " + TRACE,
     b"traceparent: " + TRACE[::-1],
@@ -434,6 +432,7 @@ def test_a_head_that_was_seen_before_reads_as_one_that_was_not(heads: list[list[
     """Whole heads, lines and llhttp: three ways to the same answer, whatever came before."""
     with pytest.MonkeyPatch.context() as patch:
         for lines in heads + heads:
+            lines = [b"Host: a", *lines, b"Content-Length: 2"]
             raw = b"POST /a HTTP/1.1\r\n" + b"".join(line + b"\r\n" for line in lines) + b"\r\nhi"
             answer = b"HTTP/1.1 200 OK\r\n" + b"".join(line + b"\r\n" for line in lines) + b"\r\nhi"
             said = []
