@@ -18,7 +18,7 @@ from handrail.config import (
     parse_yaml,
     with_flags,
 )
-from handrail.wire.body import BodyLimits
+from handrail.wire import BodyLimits
 
 FILE = "handrail.yaml"
 

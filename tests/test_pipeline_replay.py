@@ -122,9 +122,9 @@ def test_together_is_one_after_another() -> None:
     assert sum(len(decision.findings) for decision in apart) >= 3
 
     broken = exchanges()
-    broken[1].reply = 7  # type: ignore[assignment]
+    broken[1].request.headers[b"traceparent"] = 7  # type: ignore[assignment]
     decisions = inspector().together(broken)
     assert [decision.event.id for decision in decisions if decision.event is not None] == [
-        each.id for each in broken if each.reply != 7
+        each.id for each in broken if each is not broken[1]
     ]
     assert [fault.component for decision in decisions for fault in decision.faults][-1:] == ["inspector"]

@@ -15,7 +15,7 @@ import msgspec
 import yaml
 from msgspec.structs import replace
 
-from handrail.wire.body import BodyLimits
+from handrail.wire import BodyLimits
 
 
 class ConfigError(Exception):
@@ -212,6 +212,51 @@ class SchemasConfig(_Config, frozen=True):
     poll_seconds: float = 1.0
 
 
+class RegistryConfig(_Config, frozen=True):
+    """The schema registry: where schemas come from, and whether this process serves them to others.
+
+    Schemas come from one of `schemas.directory`, `sqlite` and `remote`; a service without any of them keeps its own in
+    SQLite.
+    """
+
+    listen: str | None = None
+    """host:port of the REST API; none: this process serves no registry."""
+    sqlite: str | None = None
+    """The file that registered schemas are kept in."""
+    remote: str | None = None
+    """URL of a registry that is followed: Handrail's or one that speaks Confluent's REST API."""
+    remote_token_file: str | None = None
+    """What is sent to it: a token, or user:password. Without it HANDRAIL_REGISTRY_REMOTE_TOKEN, where that is set."""
+    remote_ca_file: str | None = None
+    """PEM bundle to trust for it instead of the system's."""
+    cache: str = "handrail-registry-cache"
+    """Directory where the last good answer of `remote` is kept."""
+    poll_seconds: float = 5.0
+    request_seconds: float = 5.0
+    remote_bytes: int = 67_108_864
+    """What `remote` may answer with."""
+    token_file: str | None = None
+    """Tokens that may write, a line each. Without it HANDRAIL_REGISTRY_TOKEN; without both, whoever reaches it."""
+    protect_reads: bool = False
+    """Ask for a token to read too."""
+    read_only: bool = False
+    tls_cert_file: str | None = None
+    tls_key_file: str | None = None
+    compatibility: Literal[
+        "NONE", "BACKWARD", "BACKWARD_TRANSITIVE", "FORWARD", "FORWARD_TRANSITIVE", "FULL", "FULL_TRANSITIVE"
+    ] = "BACKWARD"
+    """Where neither the subject nor the whole registry has a level of its own."""
+    policy: Literal["semantic", "confluent"] = "semantic"
+    """confluent: its strict model of open and closed content, for those who migrate."""
+    accept_undecided: bool = False
+    """Take a schema for compatible where neither a proof nor a counterexample was found in time."""
+    request_bytes: int = 1_048_576
+    compile_seconds: float = 1.0
+    compare_seconds: float = 2.0
+    waiting: int = 32
+    """Requests that may wait for a schema to be compiled or compared; more are told to come again."""
+
+
 class RulesConfig(_Config, frozen=True):
     builtin: bool = True
     files: tuple[str, ...] = ()
@@ -254,6 +299,7 @@ class Config(_Config, frozen=True):
     custom: tuple[CustomConfig, ...] = ()
     handoffs: HandoffsConfig = HandoffsConfig()
     schemas: SchemasConfig = SchemasConfig()
+    registry: RegistryConfig | None = None
     rules: RulesConfig = RulesConfig()
     clickhouse: ClickHouseConfig = ClickHouseConfig()
     admin: AdminConfig = AdminConfig()
@@ -370,6 +416,8 @@ def problems(config: Config) -> Iterator[tuple[str, str]]:
         yield from _bad_listen("forward.listen", config.forward.listen, listeners)
     yield from _bad_listen("admin.listen", config.admin.listen, listeners)
     yield from _bad_places(config, listeners)
+    if config.registry is not None:
+        yield from _bad_registry(config.registry, config.schemas, listeners)
     if config.clickhouse.dsn is not None and (problem := bad_dsn(config.clickhouse.dsn)):
         yield "clickhouse.dsn", problem
     if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", config.clickhouse.database):
@@ -498,6 +546,34 @@ def bad_place(text: str, schemes: Sequence[str]) -> str | None:
     if parts.path not in ("", "/") or parts.query or parts.fragment:
         return f"{text!r} has a path; {wanted}"
     return None
+
+
+def _bad_registry(
+    registry: RegistryConfig, schemas: SchemasConfig, listeners: dict[str, str]
+) -> Iterator[tuple[str, str]]:
+    if registry.listen is not None:
+        yield from _bad_listen("registry.listen", registry.listen, listeners)
+    sources = {
+        "schemas.directory": schemas.directory,
+        "registry.sqlite": registry.sqlite,
+        "registry.remote": registry.remote,
+    }
+    named = [key for key, value in sources.items() if value is not None]
+    for key in named[1:]:
+        yield key, f"schemas come from {named[0]} already; keep one of them"
+    if not named and registry.listen is None:
+        yield "registry", "neither serves nor follows one; name listen, sqlite or remote"
+    if registry.remote is not None:
+        try:
+            parts = urlsplit(registry.remote)
+        except ValueError:
+            parts = urlsplit("")
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            yield "registry.remote", f"{registry.remote!r} is not an http or https URL; write http://host:port"
+        elif parts.username or parts.password:
+            yield "registry.remote", "must not hold a user or a password; put them into registry.remote_token_file"
+    if (registry.tls_cert_file is None) != (registry.tls_key_file is None):
+        yield "registry.tls_cert_file", "a certificate and its key go together; name both or none"
 
 
 def bad_url(text: str) -> str | None:

@@ -15,7 +15,8 @@ import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 
-from handrail.wire.body import REASONS, Body, BodyLimits, decode, parse, read_body
+from handrail.wire import BodyLimits
+from handrail.wire.body import REASONS, Body, decode, parse, read_body
 
 LIMITS = BodyLimits()
 JSON = {b"content-type": b"application/json"}

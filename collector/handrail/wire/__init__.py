@@ -13,10 +13,9 @@ messages; garbage gives a Fault, never an exception; what it buffers is bounded.
 from collections.abc import Iterator
 from typing import Any, Literal, Protocol
 
-import msgspec
-
-from handrail.event import Fault, Side
-from handrail.wire.body import Body, BodyLimits, read_body
+from handrail.event import Fault
+from handrail.wire.body import Body, read_body
+from handrail.wire.route import BodyLimits, HeadLimits, Route
 
 __all__ = ["Body", "BodyLimits", "Decoder", "End", "Exchange", "HeadLimits", "Message", "Reply", "Request", "Route"]
 
@@ -43,51 +42,37 @@ class Decoder(Protocol):
     def close(self, at: float) -> Iterator[Any | Fault]: ...
 
 
-class HeadLimits(msgspec.Struct, frozen=True, kw_only=True):
-    """How large the head of a message may be, in bytes and lines."""
+class Message:
+    """One HTTP message: its head, and a bounded copy of its body as it was on the wire.
 
-    head_bytes: int = 65_536
-    field_bytes: int = 16_384
-    lines: int = 256
+    Not a msgspec Struct, like Exchange: every exchange reads their fields a hundred times, which compiled code does
+    without asking the interpreter.
+    """
 
+    __slots__ = ("_read", "at", "body", "cut", "end", "headers", "size")
 
-class Route(msgspec.Struct, frozen=True, kw_only=True):
-    """What is known of an exchange before a byte is read: whose sidecar, which side, who is at the other end."""
-
-    agent: str | None = None
-    """The agent that this sidecar belongs to."""
-    peer: str | None = None
-    """The agent at the other end where the configuration names it."""
-    side: Side = "ingress"
-    upstream: str = ""
-    """Authority (`host:port`) of the upstream; the key under which agent cards are remembered."""
-    dialects: tuple[str, ...] = ()
-    limits: BodyLimits = BodyLimits()
-
-    @property
-    def source(self) -> str | None:
-        return self.agent if self.side == "egress" else self.peer
-
-    @property
-    def target(self) -> str | None:
-        return self.peer if self.side == "egress" else self.agent
-
-
-class Message(msgspec.Struct, kw_only=True):
-    """One HTTP message: its head, and a bounded copy of its body as it was on the wire."""
-
-    headers: dict[bytes, bytes]
-    """Lower-case names; the values of a repeated name joined by `, `."""
-    at: float = 0.0
-    """When its first byte was seen, seconds since the epoch."""
-    end: float = 0.0
-    """When its last byte was seen."""
-    body: bytes = b""
-    size: int = 0
-    """Bytes of the body on the wire; more than len(body) where the copy was cut."""
-    cut: str | None = None
-    """Why the copy is not the whole body (`too_large`, `incomplete`), None where it is."""
-    _read: Body | None = None
+    def __init__(
+        self,
+        *,
+        headers: dict[bytes, bytes],
+        at: float = 0.0,
+        end: float = 0.0,
+        body: bytes = b"",
+        size: int = 0,
+        cut: str | None = None,
+    ) -> None:
+        self.headers = headers
+        """Lower-case names; the values of a repeated name joined by `, `."""
+        self.at = at
+        """When its first byte was seen, seconds since the epoch."""
+        self.end = end
+        """When its last byte was seen."""
+        self.body = body
+        self.size = size
+        """Bytes of the body on the wire; more than len(body) where the copy was cut."""
+        self.cut = cut
+        """Why the copy is not the whole body (`too_large`, `incomplete`), None where it is."""
+        self._read: Body | None = None
 
     def header(self, name: str) -> str | None:
         """The value of a header by its lower-case name, decoded as Latin-1."""
@@ -101,26 +86,88 @@ class Message(msgspec.Struct, kw_only=True):
             read = self._read = read_body(self.headers, self.body, self.cut, limits)
         return read
 
+    def said(self) -> tuple[object, ...]:
+        """All of it as a tuple: equal for equal messages."""
+        return self.headers, self.at, self.end, self.body, self.size, self.cut
 
-class Request(Message, kw_only=True):
-    method: str
-    target: str
-    """The request target without scheme and authority: path and query as sent."""
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Message) and self.said() == other.said()
+
+    __hash__ = None  # type: ignore[assignment]  # it changes
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}{self.said()!r}"
 
 
-class Reply(Message, kw_only=True):
-    status: int
+class Request(Message):
+    __slots__ = ("method", "target")
+
+    def __init__(
+        self,
+        *,
+        headers: dict[bytes, bytes],
+        method: str,
+        target: str,
+        at: float = 0.0,
+        end: float = 0.0,
+        body: bytes = b"",
+        size: int = 0,
+        cut: str | None = None,
+    ) -> None:
+        self.headers, self.at, self.end, self.body, self.size, self.cut = headers, at, end, body, size, cut
+        self._read = None
+        self.method = method
+        self.target = target
+        """The request target without scheme and authority: path and query as sent."""
+
+    def said(self) -> tuple[object, ...]:
+        return self.method, self.target, self.headers, self.at, self.end, self.body, self.size, self.cut
 
 
-class Exchange(msgspec.Struct, kw_only=True):
+class Reply(Message):
+    __slots__ = ("status",)
+
+    def __init__(
+        self,
+        *,
+        headers: dict[bytes, bytes],
+        status: int,
+        at: float = 0.0,
+        end: float = 0.0,
+        body: bytes = b"",
+        size: int = 0,
+        cut: str | None = None,
+    ) -> None:
+        self.headers, self.at, self.end, self.body, self.size, self.cut = headers, at, end, body, size, cut
+        self._read = None
+        self.status = status
+
+    def said(self) -> tuple[object, ...]:
+        return self.status, self.headers, self.at, self.end, self.body, self.size, self.cut
+
+
+class Exchange:
     """A request and, once it is there, its reply."""
 
-    id: str
-    """Unique; becomes the id of the event."""
-    route: Route
-    request: Request
-    reply: Reply | None = None
-    end: End = "replied"
-    ended: float = 0.0
-    """When the exchange was over, seconds since the epoch; 0 while it is open."""
-    overhead_ms: float | None = None
+    __slots__ = ("end", "ended", "id", "overhead_ms", "reply", "request", "route")
+
+    def __init__(
+        self,
+        *,
+        id: str,
+        route: Route,
+        request: Request,
+        reply: Reply | None = None,
+        end: End = "replied",
+        ended: float = 0.0,
+        overhead_ms: float | None = None,
+    ) -> None:
+        self.id = id
+        """Unique; becomes the id of the event."""
+        self.route = route
+        self.request = request
+        self.reply = reply
+        self.end: End = end
+        self.ended = ended
+        """When the exchange was over, seconds since the epoch; 0 while it is open."""
+        self.overhead_ms = overhead_ms

@@ -9,9 +9,10 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import brotli
-import msgspec
 import orjson
 import zstandard
+
+from handrail.wire.route import BodyLimits
 
 REASONS = {
     "too_large": "the body is longer than inspection.body_bytes",
@@ -32,22 +33,23 @@ MALFORMED = frozenset({"invalid_json", "duplicate_key", "too_deep"})
 """The reasons that are the sender's doing: the body claims to be JSON and is not, or is ambiguous."""
 
 
-class BodyLimits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How much of a body is looked at."""
-
-    body_bytes: int = 8_388_608
-    decoded_bytes: int = 8_388_608
-    decode_ratio: int = 100
-    depth: int = 254
-    """254 is where orjson stops writing, and costs nothing; a lower limit costs two counts, 3 µs for 4 KB."""
-
-
-class Body(msgspec.Struct, frozen=True):
+class Body:
     """What a body says: `value` where it is JSON, `reason` where it could not be read. With `duplicate_key` both are
     there: the value is what a reader that keeps the last of two equal keys sees."""
 
-    value: Any = None
-    reason: str | None = None
+    __slots__ = ("reason", "value")
+
+    def __init__(self, value: Any = None, reason: str | None = None) -> None:
+        self.value = value
+        self.reason = reason
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Body) and self.value == other.value and self.reason == other.reason
+
+    __hash__ = None  # type: ignore[assignment]  # its value has none
+
+    def __repr__(self) -> str:
+        return f"Body({self.value!r}, {self.reason!r})"
 
 
 EMPTY = Body()
