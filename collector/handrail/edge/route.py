@@ -2,11 +2,13 @@
 
 import re
 import ssl
+from collections.abc import Sequence
 from fnmatch import translate
 from urllib.parse import urlsplit
 
 import msgspec
 
+from handrail.config import ConfigError, TlsConfig
 from handrail.wire import Route
 
 
@@ -60,3 +62,45 @@ class Listener(msgspec.Struct, kw_only=True):
             both = [pattern if re.search(r":[0-9*]+$", pattern) else f"{pattern}:*" for pattern in self.allow]
             self._allowed = re.compile("|".join(translate(pattern.lower()) for pattern in both) or r"(?!)")
         return self._allowed.match(f"{host.lower()}:{port}") is not None
+
+
+class Place(msgspec.Struct, frozen=True, kw_only=True):
+    """A listen address, and the server behind it."""
+
+    host: str
+    port: int
+    upstream_host: str
+    upstream_port: int
+    tls: ssl.SSLContext | None = None
+    server_name: str | None = None
+
+    @property
+    def upstream(self) -> str:
+        return f"{self.upstream_host}:{self.upstream_port}"
+
+
+def place_of(
+    listen: tuple[str, int], upstream: str, tls: TlsConfig, key: str, *, port: int, secure: Sequence[str]
+) -> Place:
+    """`listen` in front of `upstream`, a URL; `port` where it names none, TLS where its scheme is one of `secure`.
+
+    Raises ConfigError naming `key`, the configuration's entry.
+    """
+    parts = urlsplit(upstream)
+    context: ssl.SSLContext | None = None
+    if parts.scheme in secure:
+        try:
+            context = ssl.create_default_context(cafile=tls.ca_file)
+        except (OSError, ssl.SSLError) as error:
+            raise ConfigError("configuration", f"{key}.tls.ca_file", f"cannot be loaded: {error}") from None
+    place = Place(
+        host=listen[0],
+        port=listen[1],
+        upstream_host=parts.hostname or "127.0.0.1",
+        upstream_port=parts.port or port,
+        tls=context,
+        server_name=(tls.server_name or parts.hostname) if context is not None else None,
+    )
+    if place.port and (place.host, place.port) == (place.upstream_host, place.upstream_port):
+        raise ConfigError("configuration", f"{key}.upstream", "is the listen address itself: a loop")
+    return place

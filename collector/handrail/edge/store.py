@@ -12,7 +12,8 @@ from msgspec.structs import replace
 
 from handrail.config import StoreConfig, listen_address
 from handrail.edge.record import Recorder
-from handrail.edge.splice import Place, Splice, place_of
+from handrail.edge.route import Place, place_of
+from handrail.edge.splice import Splice
 from handrail.event import Fault
 from handrail.wire.http1 import CopyBudget
 from handrail.wire.operation import Connection, Message, Operation, Pending, StoreObserver, Unread

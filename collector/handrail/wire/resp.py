@@ -484,7 +484,7 @@ class RespDecoder:
 
         self._client_values = Values(value_bytes, budget, of_commands=True)
         self._client_inside = False
-        self._inline = b""
+        self._bare = b""
         self._client_place = 0
         self._muted = False
         self._mute_next = 0
@@ -534,7 +534,7 @@ class RespDecoder:
                     if values.is_cut and _cut_in(args) is None:
                         args.append(Cut(0))
                     self._command(args, at, self._client_place + pos)
-            elif self._inline or data[pos] != 42:
+            elif self._bare or data[pos] != 42:
                 pos = self._inline_command(data, pos, at)
                 if pos < 0:
                     break
@@ -557,12 +557,12 @@ class RespDecoder:
     def _inline_command(self, data: bytes, pos: int, at: float) -> int:
         eol = data.find(b"\n", pos)
         if eol < 0:
-            self._inline += data[pos:]
-            if len(self._inline) > LINE_BYTES:
+            self._bare += data[pos:]
+            if len(self._bare) > LINE_BYTES:
                 self._fail("line_too_long", at)
             return _MORE
-        line = self._inline + data[pos:eol]
-        self._inline = b""
+        line = self._bare + data[pos:eol]
+        self._bare = b""
         if len(line) > LINE_BYTES:
             self._fail("line_too_long", at)
             return _WRONG
@@ -1039,7 +1039,7 @@ class RespDecoder:
         self._hold(-self._held)
         self._client_values.drop()
         self._server_values.drop()
-        self._inline = b""
+        self._bare = b""
 
 
 _NO_SUBSCRIPTIONS: Final = [0, 0, 0]
