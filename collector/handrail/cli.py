@@ -96,7 +96,8 @@ def _run(args: argparse.Namespace) -> int:
     if args.command_line and config.forward is None:
         # On loopback, for one command of the person who started it: it may go where that person may go.
         config = replace(config, forward=ForwardConfig(listen="127.0.0.1:0", allow=("*",)))
-    if not config.routes and config.forward is None:
+    serves = config.registry is not None and config.registry.listen is not None
+    if not config.routes and config.forward is None and not serves:
         missing = "there is nothing to listen on; give --listen and --upstream, or -c FILE with routes, or -- COMMAND"
         raise ConfigError(args.config or "command line", "routes" if args.config else "", missing)
 
@@ -288,8 +289,8 @@ def _config(file: str | None) -> "Config":
     )
     registry = config.registry
     if registry is not None:
-        paths = ("sqlite", "cache", "token_file", "remote_token_file", "remote_ca_file", "tls_cert_file", "tls_key_file")
-        given = {name: getattr(registry, name) for name in paths}
+        files = ("sqlite", "cache", *(name for name in registry.__struct_fields__ if name.endswith("_file")))
+        given = {name: getattr(registry, name) for name in files}
         registry = replace(registry, **{name: str(beside / path) for name, path in given.items() if path is not None})
     return replace(config, rules=replace(config.rules, files=rules), routes=routes, registry=registry)
 

@@ -47,6 +47,7 @@ COUNTERS: dict[str, tuple[tuple[str, ...], str]] = {
     "handrail_sink_batches_total": (("table", "result"), "Attempts to write a batch: stored, busy or refused."),
     "handrail_connections_total": (("side",), "Connections accepted."),
     "handrail_refused_total": (("reason",), "Requests answered by Handrail in place of the upstream."),
+    "handrail_registry_requests_total": (("method", "status"), "Requests to the schema registry that is served."),
     "handrail_metrics_label_overflow_total": (("metric",), "Observations whose labels became `other`."),
 }
 """Every counter that is not derived from handoffs: name to labels and help."""
@@ -62,6 +63,9 @@ GAUGES: dict[str, str] = {
     "handrail_registry_subjects": "Schema subjects in force.",
     "handrail_registry_versions": "Schema versions in force.",
     "handrail_registry_valid": "0 while files in the schema directory are wrong and the last good set stays in force.",
+    "handrail_registry_up": "1 while the last attempt to reach the schema registry that is followed succeeded.",
+    "handrail_registry_age_seconds": "Time since the schemas in force were known to be those of the registry.",
+    "handrail_registry_refused": "Schema versions of the registry that cannot be enforced, and are not in force.",
     "handrail_rules": "Rules in force.",
     "handrail_rules_off": "Rules switched off because their detector failed repeatedly.",
     "handrail_ready": "1 while the readiness check passes.",

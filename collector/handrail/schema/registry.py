@@ -85,6 +85,7 @@ class Schema:
         "digest",
         "document",
         "draft",
+        "others",
         "subject",
         "version",
     )
@@ -97,6 +98,8 @@ class Schema:
         self.draft = _draft_of(document)
         file = f"{subject}/{version}.json"
         others = documents.behind(file, document, self.draft) if documents is not None else {}
+        self.others: Mapping[str, Any] = others
+        """The documents that it refers to, each by its URI."""
         self.digest = _digest(raw, others)
         outline = _Outline(document, self.draft, _place(file) if others else "", others)
         self._shape = outline.shape()
@@ -688,6 +691,15 @@ class Documents:
         if self._identities is None:
             self._identities = _identities(self._files)
         return self._identities.get(uri)
+
+    def names(self, file: str, document: Any) -> dict[str, str]:
+        """The references of a file that leave it, as they are written, to the files that they lead to."""
+        found = {}
+        for part, _, text, uri in _Outline(document, _draft_of(document), _place(file)).outward():
+            other = self._find(file, part.base, text, uri)
+            if other is not None:
+                found[text.partition("#")[0]] = other
+        return found
 
     def bundled(self, file: str, document: Any) -> Any:
         """A schema with every document that it refers to embedded in it, so that it can be compared by itself."""

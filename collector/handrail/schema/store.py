@@ -13,7 +13,7 @@ from typing import Any, Literal
 import msgspec
 
 from handrail.event import canonical
-from handrail.schema.registry import SchemaError, read_document, version_order
+from handrail.schema.registry import Documents, SchemaError, read_document, version_order
 
 Level = Literal["NONE", "BACKWARD", "BACKWARD_TRANSITIVE", "FORWARD", "FORWARD_TRANSITIVE", "FULL", "FULL_TRANSITIVE"]
 Mode = Literal["READWRITE", "READONLY", "READONLY_OVERRIDE", "IMPORT"]
@@ -441,53 +441,60 @@ def version_number(version: str) -> int:
     )
 
 
-def from_files(
-    files: Mapping[str, bytes], references: Mapping[str, tuple[Reference, ...]], level: Level = "BACKWARD"
-) -> Store:
-    """A set of schema files, each a good one, to a store. `references` are those of each file.
+def from_files(files: Mapping[str, bytes], level: Level = "BACKWARD") -> Store:
+    """A directory's schema files, each a good one, to a store.
 
     Versions keep their numbers; those of a subject where one is no number are numbered by their place. An id comes from
     the content, so that every replica of a directory, and the same one after a restart, gives a schema the same id.
     """
-    store = Store(level)
-    subjects: dict[str, list[str]] = {}
-    for file in files:
-        if file.endswith(".json"):
-            subject, _, label = file.removesuffix(".json").rpartition("/")
-            subjects.setdefault(subject, []).append(label)
-    keys: dict[bytes, list[tuple[str, int, str, str]]] = {}
-    for subject, labels in subjects.items():
-        labels.sort(key=version_order)
-        numbers = [_number(label) for label in labels]
-        if None in numbers or len(set(numbers)) < len(numbers):
-            numbers = list(range(1, len(labels) + 1))
-        for label, number in zip(labels, numbers, strict=True):
-            file = f"{subject}/{label}.json"
-            key = content_key(read_document(files[file]), references.get(file, ()))
-            keys.setdefault(key, []).append((subject, number or 0, label, file))
-    taken: dict[int, bytes] = {}
-    for key in sorted(keys):
+    store, documents = Store(level), Documents(files)
+    places = dict(_places(files))
+    schemas: dict[str, tuple[tuple[Reference, ...], bytes]] = {}
+    for file in places:
+        document = read_document(files[file])
+        names = documents.names(file, document)
+        references = tuple(Reference(name, *places[other]) for name, other in sorted(names.items()))
+        schemas[file] = references, content_key(document, references)
+    ids: dict[bytes, int] = {}
+    taken: set[int] = set()
+    for key in sorted({key for _, key in schemas.values()}):
         id = int.from_bytes(key[:4], "big") & MAX_ID or 1
         while id in taken:
             id = id % MAX_ID + 1
-        taken[id] = key
-    ids = {key: id for id, key in taken.items()}
-    rows = sorted((*each, key) for key, those in keys.items() for each in those)
-    told: set[int] = set()
-    for subject, number, label, file, key in rows:
-        fresh = ids[key] not in told
-        told.add(ids[key])
+        taken.add(id)
+        ids[key] = id
+    for file in sorted(places, key=lambda file: places[file]):
+        subject, number = places[file]
+        references, key = schemas[file]
+        fresh = ids[key] in taken
+        taken.discard(ids[key])
         store.apply(
             Registered(
                 subject=subject,
                 version=number,
                 id=ids[key],
                 text=files[file].decode() if fresh else None,
-                references=references.get(file, ()) if fresh else (),
-                label=label,
+                references=references if fresh else (),
+                label=file.rpartition("/")[2].removesuffix(".json"),
             )
         )
     return store
+
+
+def _places(files: Mapping[str, bytes]) -> Iterator[tuple[str, tuple[str, int]]]:
+    """Each file with its subject and the number of its version."""
+    subjects: dict[str, list[str]] = {}
+    for file in files:
+        if file.endswith(".json"):
+            subject, _, label = file.removesuffix(".json").rpartition("/")
+            subjects.setdefault(subject, []).append(label)
+    for subject, labels in subjects.items():
+        labels.sort(key=version_order)
+        numbers = [_number(label) for label in labels]
+        if None in numbers or len(set(numbers)) < len(numbers):
+            numbers = list(range(1, len(labels) + 1))
+        for label, number in zip(labels, numbers, strict=True):
+            yield f"{subject}/{label}.json", (subject, number or 0)
 
 
 def _number(label: str) -> int | None:
