@@ -21,7 +21,7 @@ import orjson
 from rich.console import Console
 from rich.table import Table
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "collector"))
+sys.path.append(str(Path(__file__).resolve().parents[2] / "collector"))  # an installed build goes before the source
 
 from handrail.config import load
 from handrail.edge.sidecar import Sidecar
