@@ -25,6 +25,7 @@ from handrail.edge.metrics import Metrics
 from handrail.edge.proxy import Proxy
 from handrail.edge.record import Recorder, Rows
 from handrail.edge.route import Listener, Target
+from handrail.edge.schemas import Schemas
 from handrail.event import Decision, Event, Fault
 from handrail.pipeline import Inspector, build
 from handrail.wire import Route
@@ -96,7 +97,8 @@ def listeners_of(config: Config) -> list[Listener]:
                 route=Route(agent=agent, side="egress", limits=config.inspection),
             )
         )
-    if not listeners and not config.stores and not config.buses:
+    serves = config.registry is not None and config.registry.listen is not None
+    if not listeners and not config.stores and not config.buses and not serves:
         raise ConfigError(
             "configuration", "routes", "there is nothing to listen on; name a route, or use --listen and --upstream"
         )
@@ -135,6 +137,10 @@ class Sidecar:
         PlanApi(self._told, self.proxy.now).add_to(self.admin.app)
         self.admin_address: tuple[str, int] | None = None
         self.services: list[Service] = []
+        self.schemas: Schemas | None = None
+        if config.registry is not None:
+            self.schemas = Schemas(config, self.registry, self.metrics, self._registry_fault)
+            self.services.append(self.schemas)
         self._ready = False
         self._watcher: asyncio.Task[None] | None = None
 
@@ -188,6 +194,9 @@ class Sidecar:
             await self.sink.close(FLUSH_SECONDS)
         await self.admin.stop()
 
+    def _registry_fault(self, fault: Fault) -> None:
+        self.recorder.fault(fault, self.proxy.now())
+
     async def _watch(self, directory: str) -> None:
         """Puts changed schema files in force as a whole; wrong ones are reported and change nothing."""
         loop = asyncio.get_running_loop()
@@ -200,7 +209,12 @@ class Sidecar:
             stamp = fresh
             try:
                 files = await loop.run_in_executor(None, read_schemas, directory)
-                problems = [str(problem) for problem in self.registry.load(files)]
+                subjects, found = await loop.run_in_executor(None, self.registry.compiled, files)
+                problems = [str(problem) for problem in found]
+                if not problems:
+                    self.registry.replace(subjects)
+                    if self.schemas is not None:
+                        self.schemas.directory_changed(files)
             except Unreadable as error:
                 problems = list(error.problems)
             for problem in problems:
