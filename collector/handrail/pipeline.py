@@ -4,17 +4,21 @@ Event ─▶ subject, version, digest ─▶ rules that match ─▶ detectors �
 """
 
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import msgspec
 
 from handrail.config import Config
 from handrail.dialects import Asked, Dialect, Reader
 from handrail.dialects.a2a import A2a
+from handrail.dialects.anthropic import Anthropic
 from handrail.dialects.cloudevents import CloudEvents
 from handrail.dialects.custom import Custom
 from handrail.dialects.envelope import Envelope
+from handrail.dialects.gemini import Gemini
 from handrail.dialects.http import Http
+from handrail.dialects.llm import Conversations, ModelDialect
+from handrail.dialects.openai import OpenAi
 from handrail.event import Decision, Event, Fault, Finding, Refusal, digest_of
 from handrail.rules import Watch
 from handrail.schema.registry import Registry
@@ -111,6 +115,23 @@ class Pipeline:
                         findings += tuple(found)
                 except Exception as error:
                     self._failed(watch, error, now, faults)
+        return Decision(findings=tuple(findings), faults=tuple(faults))
+
+    def close(self, now: float) -> Decision:
+        """Nothing comes any more: detectors that hold facts in case others come late take up what they hold.
+
+        `now` is the last instant that was seen; a deadline after it was not missed.
+        """
+        findings: list[Finding] = []
+        faults: list[Fault] = []
+        for watch in self.watches:
+            close: Callable[[], Iterable[Finding]] | None = getattr(watch.detector, "close", None)
+            if watch.off or close is None:
+                continue
+            try:
+                findings += close()
+            except Exception as error:
+                self._failed(watch, error, now, faults)
         return Decision(findings=tuple(findings), faults=tuple(faults))
 
     def _identify(self, event: Event, faults: list[Fault]) -> Event:
@@ -229,6 +250,17 @@ class Inspector:
     def advance(self, now: float) -> Decision:
         return self.pipeline.advance(now)
 
+    def due(self, now: float) -> list[Decision]:
+        """Time passed: events that were left open and are over by now. To be called before `advance`."""
+        return [self._observed(read) for read in self.reader.advance(now)]
+
+    def end(self) -> list[Decision]:
+        """Nothing more comes: every event that was left open, with what is known of it."""
+        return [self._observed(read) for read in self.reader.end()]
+
+    def _observed(self, read: Event | Fault) -> Decision:
+        return Decision(faults=(read,)) if isinstance(read, Fault) else self.pipeline.observe(read)
+
 
 def refusal_in(decisions: Iterable[Decision]) -> Refusal | None:
     """The first refusal among Decisions."""
@@ -249,7 +281,9 @@ def build(config: Config, registry: Registry, watches: Sequence[Watch], file: st
     # An envelope is told apart by one key of its body, which no A2A request has; one that is looked for somewhere
     # inside the body could be found in A2A's own message.
     known: list[Dialect] = [envelope, A2a()] if config.envelope.path is None else [A2a(), envelope]
-    reader = Reader([*own, CloudEvents(), *known], Http())
+    conversations = Conversations(config.handoffs, registry)
+    models = [ModelDialect(api, conversations) for api in (OpenAi(), Anthropic(), Gemini())]
+    reader = Reader([*own, CloudEvents(), *known, *models], Http())
     return Inspector(reader, Pipeline(watches, registry))
 
 
@@ -271,6 +305,7 @@ def replay_exchanges(exchanges: Iterable[Exchange], inspector: Inspector) -> Ite
     for at, exchange, is_open in steps:
         if at != now:
             now = at
+            yield from inspector.due(now)
             yield from _told(inspector.advance(now))
         if is_open:
             asked[id(exchange)], decisions = inspector.open(exchange)
@@ -279,6 +314,8 @@ def replay_exchanges(exchanges: Iterable[Exchange], inspector: Inspector) -> Ite
             yield from inspector.close(exchange, known)
         else:
             yield from inspector.whole(exchange)
+    if now is not None:
+        yield from _told(inspector.pipeline.close(now))
 
 
 def replay_events(events: Iterable[Event], inspector: Inspector) -> Iterator[Decision]:
@@ -289,6 +326,8 @@ def replay_events(events: Iterable[Event], inspector: Inspector) -> Iterator[Dec
             now = event.at
             yield from _told(inspector.advance(now))
         yield inspector.pipeline.observe(event)
+    if now is not None:
+        yield from _told(inspector.pipeline.close(now))
 
 
 def _told(decision: Decision) -> tuple[Decision, ...]:

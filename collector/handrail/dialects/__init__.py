@@ -7,7 +7,7 @@ that claims a request reads its reply; `http` claims what nobody else does: an e
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, cast, runtime_checkable
 from urllib.parse import unquote
 
 import msgspec
@@ -32,6 +32,19 @@ class Dialect(Protocol):
         ...
 
 
+@runtime_checkable
+class Remembering(Protocol):
+    """A dialect that knows of some events only later what came of them."""
+
+    def advance(self, now: float) -> Iterable[Event]:
+        """Time passed: the final events of what is over by now."""
+        ...
+
+    def end(self) -> Iterable[Event]:
+        """Nothing more comes: the final events of everything that is open."""
+        ...
+
+
 class Reader:
     """Runs the dialects of a route over an exchange, and contains what they raise."""
 
@@ -39,6 +52,7 @@ class Reader:
         self._fallback = fallback
         self._by_name = {dialect.name: dialect for dialect in dialects}
         self._all = tuple(dialects)
+        self._remembering = tuple(dialect for dialect in dialects if isinstance(dialect, Remembering))
         self._chosen: dict[tuple[str, ...], tuple[Dialect, ...]] = {(): self._all}
 
     def ask(self, exchange: Exchange) -> tuple[Asked, list[Fault]]:
@@ -65,6 +79,27 @@ class Reader:
             return tuple(dialect.answer(exchange, events))
         except Exception as error:
             return (_broken(dialect, error, exchange.ended), *(complete(event, exchange) for event in events))
+
+
+    def advance(self, now: float) -> list[Event | Fault]:
+        """Time passed: what dialects know by now of events that they left open."""
+        read: list[Event | Fault] = []
+        for dialect in self._remembering:
+            try:
+                read += dialect.advance(now)
+            except Exception as error:
+                read.append(_broken(cast(Dialect, dialect), error, now))
+        return read
+
+    def end(self) -> list[Event | Fault]:
+        """Nothing more comes: the final events of what dialects left open."""
+        read: list[Event | Fault] = []
+        for dialect in self._remembering:
+            try:
+                read += dialect.end()
+            except Exception as error:
+                read.append(_broken(cast(Dialect, dialect), error, 0.0))
+        return read
 
 
 def _broken(dialect: Dialect, error: Exception, at: float) -> Fault:

@@ -1175,6 +1175,8 @@ class Proxy:
         for client in [client for client in self.clients if client.overdue(now)]:
             client.expired(now)
         try:
+            for decision in self.inspector.due(now):
+                self.recorder.record(decision, now)
             self.recorder.record(self.inspector.advance(now), now)
             self.recorder.flush(now)
         except Exception as error:

@@ -114,6 +114,12 @@ def records(files: Sequence[str], inspector: Inspector, progress: "_Advance") ->
                     yield event
             yield from decision.findings
             yield from decision.faults
+    for decision in inspector.end():
+        if decision.event is not None:
+            open_.pop(decision.event.id, None)
+            yield decision.event
+        yield from decision.findings
+        yield from decision.faults
     yield from open_.values()
 
 
