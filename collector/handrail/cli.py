@@ -23,6 +23,16 @@ BAD_INPUT = 2
 
 OUTPUTS = ("text", "json")
 
+LEVELS = (
+    "NONE",
+    "BACKWARD",
+    "BACKWARD_TRANSITIVE",
+    "FORWARD",
+    "FORWARD_TRANSITIVE",
+    "FULL",
+    "FULL_TRANSITIVE",
+)
+
 
 class Problems(Exception):
     """What is wrong with the input, a line each. Ends the command with exit status 2."""
@@ -201,7 +211,13 @@ def _schema_register(args: argparse.Namespace) -> int:
     from handrail.edge import catalogue
 
     return catalogue.register(
-        _catalogue(args), args.subject, args.file, version=args.version, references=args.reference, output=args.output
+        _catalogue(args),
+        args.subject,
+        args.file,
+        version=args.version,
+        references=args.reference,
+        mode=args.mode,
+        output=args.output,
     )
 
 
@@ -215,6 +231,31 @@ def _schema_show(args: argparse.Namespace) -> int:
     from handrail.edge import catalogue
 
     return catalogue.show(_catalogue(args), args.subject, output=args.output)
+
+
+def _schema_check(args: argparse.Namespace) -> int:
+    from handrail.edge import compare
+
+    settings = compare.Settings(
+        mode=args.mode,
+        draft=args.draft,
+        policy=args.policy,
+        accept_undecided=args.undecided == "compatible",
+        seconds=args.seconds,
+    )
+    if args.batch is not None:
+        if args.old is not None:
+            raise Problems(["command line: --batch FILE has its schemas on its lines; leave OLD and NEW out"])
+        return compare.batch(args.batch, settings)
+    if args.new is None:
+        raise Problems(["command line: give two schema files, OLD and NEW, or --batch FILE"])
+    return compare.check(args.old, args.new, settings, output=args.output)
+
+
+def _schema_diff(args: argparse.Namespace) -> int:
+    from handrail.edge import compare
+
+    return compare.diff(args.old, args.new, draft=args.draft, output=args.output)
 
 
 def _catalogue(args: argparse.Namespace) -> "Catalogue":
@@ -524,6 +565,13 @@ exit status: 0; 1 where it is not compatible; 2 where it is no schema, or cannot
         metavar="NAME=SUBJECT@VERSION",
         help="what a $ref in it stands for; may be repeated",
     )
+    register.add_argument(
+        "--mode",
+        choices=LEVELS,
+        metavar="MODE",
+        help="what it must be compatible with in a directory: BACKWARD (the default), FORWARD, FULL, their _TRANSITIVE "
+        "forms, or NONE",
+    )
     _registry_flags(register)
 
     listing = _command(
@@ -556,6 +604,8 @@ exit status: 0; 2 where there is none.""",
     )
     show.add_argument("subject", metavar="SUBJECT[@VERSION]", help="which one")
     _registry_flags(show)
+
+    _comparison_commands(actions)
 
 
 def _graph_commands(commands: Any) -> None:
@@ -612,6 +662,76 @@ exit status: 0 where it is acyclic; 1 where it has a cycle, which is normal wher
     show.add_argument(
         "--output", choices=("mermaid", "dot", "json"), default="mermaid", metavar="FORM", help="mermaid, dot or json"
     )
+
+
+def _comparison_commands(actions: Any) -> None:
+    from handrail.schema import COMPATIBILITY_MODES, COMPATIBILITY_POLICIES
+
+    check = _command(
+        actions,
+        "check",
+        "compare two versions of a schema",
+        """\
+Says whether NEW may follow OLD. BACKWARD: whoever reads with NEW can read all that was written with OLD; FORWARD: the
+other way round; FULL: both. The question is about payloads, not about spelling: what is refused comes with a payload
+that the one version admits and the other refuses. With --batch, one pair a line as {"id", "old", "new", "mode",
+"draft"}, and one answer a line, in order.""",
+        """\
+examples:
+  handrail schema check report-1.json report-2.json
+  handrail schema check report-1.json report-2.json --mode FULL --output json
+  handrail schema check --batch pairs.jsonl | jq 'select(.compatible | not)'
+
+exit status: 0 compatible; 1 not (in a batch: one is not); 2 bad input (in a batch: a line is, and the others were
+answered).""",
+        _schema_check,
+    )
+    check.add_argument("old", nargs="?", metavar="OLD", help="a schema file; - is standard input")
+    check.add_argument("new", nargs="?", metavar="NEW", help="the schema file that would follow it")
+    check.add_argument("--batch", metavar="FILE", help="JSON lines instead of two files; - is standard input")
+    check.add_argument(
+        "--mode",
+        type=str.upper,
+        choices=COMPATIBILITY_MODES,
+        default="BACKWARD",
+        metavar="MODE",
+        help=f"{', '.join(COMPATIBILITY_MODES)} (default BACKWARD)",
+    )
+    check.add_argument(
+        "--policy",
+        choices=COMPATIBILITY_POLICIES,
+        default="semantic",
+        metavar="POLICY",
+        help="semantic, or confluent: that registry's strict rules for open and closed content (default semantic)",
+    )
+    check.add_argument(
+        "--undecided",
+        choices=("incompatible", "compatible"),
+        default="incompatible",
+        metavar="ANSWER",
+        help="what to take for the answer where neither a proof nor a payload was found (default incompatible)",
+    )
+    check.add_argument("--seconds", type=float, default=5.0, metavar="N", help="how long one pair may take (default 5)")
+    check.add_argument("--draft", metavar="DRAFT", help="of schemas without $schema: 7, 2020-12, a URI (default 2020-12)")
+    _output_flag(check)
+
+    diff = _command(
+        actions,
+        "diff",
+        "list what differs between two versions",
+        "Lists what was added, removed and changed, place by place in the payload. Annotations do not count.",
+        """\
+examples:
+  handrail schema diff report-1.json report-2.json
+  handrail schema diff report-1.json report-2.json --output json
+
+exit status: 0; 2 where one of them is no schema.""",
+        _schema_diff,
+    )
+    diff.add_argument("old", metavar="OLD", help="a schema file; - is standard input")
+    diff.add_argument("new", metavar="NEW", help="a schema file")
+    diff.add_argument("--draft", metavar="DRAFT", help="of schemas without $schema: 7, 2020-12, a URI (default 2020-12)")
+    _output_flag(diff)
 
 
 def _registry_flags(parser: argparse.ArgumentParser) -> None:
