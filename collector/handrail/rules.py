@@ -29,6 +29,7 @@ import msgspec
 from handrail.config import ConfigError, EdgeConfig, convert, parse_yaml
 from handrail.detectors import Action, Detector, Rule, Scope
 from handrail.detectors.budget import BudgetExceeded
+from handrail.detectors.drift import SchemaDrift
 from handrail.detectors.duplicate import OutputDuplicate
 from handrail.detectors.unknown import SchemaUnknown
 from handrail.detectors.violation import SchemaViolation
@@ -36,7 +37,7 @@ from handrail.event import Event, Severity
 from handrail.schema.registry import Registry, matcher
 
 KINDS: Mapping[str, type[Detector]] = {
-    detector.kind: detector for detector in (SchemaViolation, SchemaUnknown, OutputDuplicate, BudgetExceeded)
+    detector.kind: detector for detector in (SchemaViolation, SchemaUnknown, SchemaDrift, OutputDuplicate, BudgetExceeded)
 }
 
 Where = Callable[[Event], bool]

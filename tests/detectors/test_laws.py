@@ -25,6 +25,7 @@ SCHEMA = {
 PARAMS: dict[str, tuple[dict[str, Any], ...]] = {
     "schema.violation": ({}, {"violations": 1}),
     "schema.unknown": ({}, {"of": "subject"}, {"of": "subject", "even_if_empty": True, "again_seconds": 5}),
+    "schema.drift": ({}, {"learn": 1, "window": 10, "false_alarm": 0.4}),
     "output.duplicate": ({}, {"within_seconds": 10}),
     "budget.exceeded": ({}, {"seconds": 3}, {"declared": False, "edges": [{"source": "a*", "seconds": 1}]}),
 }
@@ -162,7 +163,13 @@ def test_evidence_names_only_events_that_were_seen(
         assert set(found.events) <= seen
 
 
-@each_detector
+ACROSS_WORKFLOWS = {"schema.drift"}
+"""What an agent used to send is known from all of its workflows, and a change is told once, not once in each."""
+
+
+@pytest.mark.parametrize(
+    ("kind", "params", "action"), [each for each in VARIANTS if each[0] not in ACROSS_WORKFLOWS], ids=str
+)
 @given(stream=streams)
 @settings(max_examples=16, deadline=None)
 def test_workflows_do_not_touch_each_other(kind: str, params: dict[str, Any], action: str, stream: list[Event]) -> None:
