@@ -712,7 +712,7 @@ answered).""",
         help="what to take for the answer where neither a proof nor a payload was found (default incompatible)",
     )
     check.add_argument("--seconds", type=float, default=5.0, metavar="N", help="how long one pair may take (default 5)")
-    check.add_argument("--draft", metavar="DRAFT", help="of schemas without $schema: 7, 2020-12, a URI (default 2020-12)")
+    check.add_argument("--draft", metavar="DRAFT", help="of schemas without $schema: 7, 2020-12, … (default 2020-12)")
     _output_flag(check)
 
     diff = _command(
@@ -730,7 +730,7 @@ exit status: 0; 2 where one of them is no schema.""",
     )
     diff.add_argument("old", metavar="OLD", help="a schema file; - is standard input")
     diff.add_argument("new", metavar="NEW", help="a schema file")
-    diff.add_argument("--draft", metavar="DRAFT", help="of schemas without $schema: 7, 2020-12, a URI (default 2020-12)")
+    diff.add_argument("--draft", metavar="DRAFT", help="of schemas without $schema: 7, 2020-12, … (default 2020-12)")
     _output_flag(diff)
 
 

@@ -14,22 +14,14 @@ from typing import Any
 import jsonschema_rs
 import msgspec
 
-from handrail.schema import confluent
+from handrail.schema import COMPATIBILITY_MODES, COMPATIBILITY_POLICIES, confluent
 from handrail.schema.containment import admits_everything, follows
 from handrail.schema.difference import Change, difference, escaped
 from handrail.schema.registry import DRAFTS, SchemaError, type_name
 from handrail.schema.witness import Place, Wish, plain, refuse, root, values
 
-MODES = (
-    "NONE",
-    "BACKWARD",
-    "BACKWARD_TRANSITIVE",
-    "FORWARD",
-    "FORWARD_TRANSITIVE",
-    "FULL",
-    "FULL_TRANSITIVE",
-)
-POLICIES = ("semantic", "confluent")
+MODES = COMPATIBILITY_MODES
+POLICIES = COMPATIBILITY_POLICIES
 
 MAX_NESTING = 128
 """Levels of JSON in a schema."""
@@ -221,6 +213,8 @@ class _Side:
 
     def _refused(self, error: jsonschema_rs.ValidationError) -> SchemaError:
         path = "".join("/" + escaped(str(step)) for step in error.instance_path) or "/"
+        if type(error.kind).__name__ == "Referencing":
+            return SchemaError(f"{self.name}: {error.message}")
         return SchemaError(f"{self.name}: {path}: is not a schema of its draft: {error.message}")
 
     def admits(self, value: Any) -> bool | None:
@@ -323,7 +317,13 @@ class _Search:
 
     def shortest(self) -> Any:
         """The witness that a person reads most easily."""
-        return min(self.found, key=lambda each: (each is None, len(repr(each))))
+        return min(self.found, key=_length)
+
+
+def _length(witness: Any) -> tuple[bool, int]:
+    """How hard a payload is to read. Null is easily taken for none, and a member without a name for a misprint."""
+    text = repr(witness)
+    return witness is None, len(text) + 40 * text.count("'': ")
 
 
 def _semantic(
@@ -364,16 +364,12 @@ def _by_rules(writer: _Side, reader: _Side, direction: str, out_of_time: Callabl
 def _reasons(writer: _Side, reader: _Side, direction: str, search: _Search) -> tuple[Reason, ...]:
     """Why the reader refuses what was found: each place and keyword once, the simplest payloads first."""
     found: dict[tuple[str, str, str], Reason] = {}
-    for witness in sorted(search.found, key=lambda each: len(repr(each))):
-        try:
-            reader.validator.validate(witness)
-        except jsonschema_rs.ValidationError as error:
+    for witness in sorted(search.found, key=_length):
+        for error in _errors(reader, witness):
             reason = _reason(writer, reader, direction, error, witness)
-            found.setdefault(
-                (reason.path, reason.keyword, reason.message if reason.keyword == "required" else ""), reason
-            )
-        except (ValueError, TypeError):
-            continue
+            # Two members that are required are two reasons, at one place.
+            key = reason.path, reason.keyword, reason.message if reason.keyword == "required" else ""
+            found.setdefault(key, reason)
     return tuple(islice(found.values(), MAX_REASONS))
 
 
@@ -393,6 +389,12 @@ def _reason(writer: _Side, reader: _Side, direction: str, error: jsonschema_rs.V
             break
     theirs = here["writer"].keyword(keyword)
     ours = _pointed(reader.schema, error.schema_path) if keyword != "false" else False
+    unexpected: Sequence[str | int] = getattr(error.kind, "unexpected", ())
+    if len(unexpected) == 1 and isinstance(unexpected[0], str) and here["writer"].names(unexpected[0]):
+        # The writer declares the member that the reader has no place for: that member is what came or went.
+        here["writer"].step(unexpected[0])
+        theirs = here["writer"].schema()
+        steps.append(escaped(unexpected[0]))
     old, new = (theirs, ours) if direction == "backward" else (ours, theirs)
     names = {
         "reader": f"the {reader.name} version",
@@ -402,7 +404,7 @@ def _reason(writer: _Side, reader: _Side, direction: str, error: jsonschema_rs.V
         "ours": _shown(ours),
         "keyword": keyword,
         "property": _shown(getattr(error.kind, "property", "")),
-        "unexpected": ", ".join(_shown(each) for each in getattr(error.kind, "unexpected", ())[:3]),
+        "unexpected": ", ".join(_shown(each) for each in unexpected[:3]),
     }
     template = _MESSAGES.get(keyword, "{reader} refuses what {writer} may send here, such as {value}: `{keyword}`")
     path = "".join("/" + step for step in steps)
@@ -481,6 +483,10 @@ class _Here:
             for each in here:
                 found += _in_place(place.inner(each))
         self._places = found[:256]
+
+    def schema(self) -> Any:
+        """The first subschema here, None where there is none."""
+        return self._places[0].schema if self._places else None
 
     def keyword(self, keyword: str) -> Any:
         """The value of a keyword here, as written; None where no subschema has it."""
