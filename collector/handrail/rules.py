@@ -31,13 +31,15 @@ from handrail.detectors import Action, Detector, Rule, Scope
 from handrail.detectors.budget import BudgetExceeded
 from handrail.detectors.drift import SchemaDrift
 from handrail.detectors.duplicate import OutputDuplicate
+from handrail.detectors.loop import HandoffLoop
 from handrail.detectors.unknown import SchemaUnknown
 from handrail.detectors.violation import SchemaViolation
 from handrail.event import Event, Severity
 from handrail.schema.registry import Registry, matcher
 
 KINDS: Mapping[str, type[Detector]] = {
-    detector.kind: detector for detector in (SchemaViolation, SchemaUnknown, SchemaDrift, OutputDuplicate, BudgetExceeded)
+    detector.kind: detector
+    for detector in (SchemaViolation, SchemaUnknown, SchemaDrift, OutputDuplicate, BudgetExceeded, HandoffLoop)
 }
 
 Where = Callable[[Event], bool]

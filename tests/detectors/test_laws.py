@@ -27,6 +27,11 @@ PARAMS: dict[str, tuple[dict[str, Any], ...]] = {
     "schema.unknown": ({}, {"of": "subject"}, {"of": "subject", "even_if_empty": True, "again_seconds": 5}),
     "schema.drift": ({}, {"learn": 1, "window": 10, "false_alarm": 0.4}),
     "output.duplicate": ({}, {"within_seconds": 10}),
+    "handoff.loop": (
+        {},
+        {"setting": "sensitive", "first_rounds": 0},
+        {"edges": [{"source": "a", "at_most": 1}], "unseen_rounds": 1, "new_phrases": 0},
+    ),
     "budget.exceeded": ({}, {"seconds": 3}, {"declared": False, "edges": [{"source": "a*", "seconds": 1}]}),
 }
 VARIANTS = [(kind, params, "observe") for kind in KINDS for params in PARAMS[kind]]

@@ -1,0 +1,453 @@
+"""A workflow that goes round the same agents without progress becomes a finding on the message that closes a round."""
+
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
+from typing import Annotated, ClassVar, Literal
+from zlib import crc32
+
+import msgspec
+import xxhash
+
+from handrail.detectors import NOTHING, Count, Rule, Sight, finding
+from handrail.detectors.similarity import Said, phrases, places, revision, signature, text_of
+from handrail.event import Event, Finding
+from handrail.schema.registry import Matcher, Registry, matcher
+
+_PATH = 64
+"""Agents remembered on the way of one workflow, and messages of one round; a longer way forgets its beginning."""
+_SEEN = 512
+"""Contents, ids and tasks remembered for each workflow."""
+_NEVER_CAME = frozenset({"failed", "rejected", "timeout", "dropped", "ignored", "interrupted"})
+
+Whole = Annotated[int, msgspec.Meta(ge=0)]
+Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
+
+
+class EdgeRounds(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A limit of its own for the rounds that take this way; `*` for any run of characters, the first match wins."""
+
+    source: str = "*"
+    target: str = "*"
+    rounds: Count | None = None
+    """As in the rule."""
+    at_most: Count | None = None
+    """Rounds that may be gone at all, with progress or without."""
+
+
+class LoopParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    setting: Literal["precise", "sensitive"] = "precise"
+    """What the keys down to `replies` are where they are absent, see SETTINGS."""
+    rounds: Count | None = None
+    """So many rounds of the same agents in a row without progress are a loop."""
+    first_rounds: Whole | None = None
+    """So many rounds of a workflow are not judged."""
+    judge: Literal["messages", "answers"] | None = None
+    """`messages`: a round is progress if any message in it says something new. `answers`: only what came back to the
+    agent where the round closed counts; that one may put its question in new words as often as it likes."""
+    new_phrases: Whole | None = None
+    """Something new: at least so many runs of three words that were not there before in the workflow. 0: texts are not
+    compared, and everything is new that does not repeat an earlier message word for word."""
+    new_share: Share | None = None
+    """Or so large a part of the phrases; 1 for never."""
+    whole_below: Whole | None = None
+    """A message of fewer phrases is new unless it repeats an earlier one word for word."""
+    new_places: bool | None = None
+    """What is new must also name a URL, a file or an artifact that nobody named before."""
+    unseen_rounds: Count | None = None
+    """So many rounds in a row whose content could not be seen at all are a loop."""
+    replies: bool | None = None
+    """A reply on the connection of a call hands the work back, where the called agent sends no message of its own."""
+    edges: tuple[EdgeRounds, ...] = ()
+    keys: Count = 10_000
+    """Workflows. One takes 2 KB, and up to 60 KB when it is long."""
+    texts: Count = 500
+    """Workflows whose phrases are remembered, those that went round last; 64 KB each."""
+
+
+class _Setting(msgspec.Struct, frozen=True):
+    rounds: int
+    first_rounds: int
+    judge: str
+    new_phrases: int
+    new_share: float
+    whole_below: int
+    new_places: bool
+    unseen_rounds: int
+    replies: bool
+
+
+SETTINGS = {
+    "precise": _Setting(
+        rounds=2,
+        first_rounds=0,
+        judge="messages",
+        new_phrases=18,
+        new_share=1 / 3,
+        whole_below=10,
+        new_places=False,
+        unseen_rounds=10,
+        replies=False,
+    ),
+    "sensitive": _Setting(
+        rounds=1,
+        first_rounds=3,
+        judge="answers",
+        new_phrases=125,
+        new_share=1.0,
+        whole_below=0,
+        new_places=True,
+        unseen_rounds=10,
+        replies=True,
+    ),
+}
+"""`precise`: two rounds in a row in which every message repeats what was said, but for a few phrases. `sensitive`: from
+the fourth round on, an answer that says little new or names no new place."""
+
+
+class _Hop(msgspec.Struct, frozen=True, gc=False):
+    """One message of a round."""
+
+    id: str
+    source: str
+    phrases: int | None
+    """New ones; None where texts are not compared or could not be seen."""
+    of: int
+    """Different phrases at all."""
+    places: int
+
+
+class _Cycle(msgspec.Struct):
+    """Agents that the work went round, in their order."""
+
+    rounds: int = 0
+    stale: int = 0
+    """The last of them that were no progress."""
+    since: int = 0
+    """The workflow's progress when they were counted."""
+    ids: list[str] = []
+    """The messages that closed them, the last few."""
+
+
+class _Workflow(msgspec.Struct):
+    path: list[str] = []
+    """Who holds the work, last; before it, who waits to have it back."""
+    pairs: set[tuple[str, str]] = set()
+    """Hand-overs that were seen."""
+    hops: list[_Hop] = []
+    """Messages since a round was last closed."""
+    seen: dict[int, None] = {}
+    versions: dict[str, int] = {}
+    rounds: int = 0
+    cycles: dict[tuple[str, ...], _Cycle] = {}
+    progress: int = 0
+    """Rounds that were progress."""
+    moved: bool = False
+    """A message since the last round was progress by itself: a state version rose, a content was new."""
+    visible: bool = False
+    """The content of a message since the last round could be seen."""
+
+
+class HandoffLoop:
+    """The same agents in the same order again, and nothing new came of it.
+
+    A round is closed by the message that brings the work back to an agent that had it: the way of the work is kept as a
+    path, a hand-over to somebody on it closes the round from there, whatever its length. An agent that asks the same
+    one again without an answer closes a round too, if that one is known to answer in messages of its own; a reply seen
+    on the same connection is the answer otherwise. Hand-overs that failed are no rounds: retries are for budgets.
+
+    Progress is a state version that rises or a write, and new content: in the precise setting any message whose
+    content (without ids, instants, counters) was not there before; in the sensitive setting what came back to the agent
+    where the round closed, by new words and newly named places.
+    """
+
+    kind: ClassVar[str] = "handoff.loop"
+    sees: ClassVar[frozenset[Sight]] = frozenset({"first", "final"})
+    Params: ClassVar[type[msgspec.Struct]] = LoopParams
+
+    def __init__(self, rule: Rule, params: LoopParams, registry: Registry) -> None:
+        setting = SETTINGS[params.setting]
+        given = {name: getattr(params, name) for name in setting.__struct_fields__}
+        self._setting = msgspec.structs.replace(
+            setting, **{name: value for name, value in given.items() if value is not None}
+        )
+        self._by_text = bool(self._setting.new_phrases) or self._setting.new_places
+        self._hear_from = 1 if self._setting.judge == "messages" else 0
+        """Rounds before which texts are not looked at: most workflows never go round, and pay nothing."""
+        self._edges: tuple[tuple[Matcher, Matcher, EdgeRounds], ...] = tuple(
+            (matcher(edge.source), matcher(edge.target), edge) for edge in params.edges
+        )
+        self._rule, self._keys = rule, params.keys
+        self._workflows: OrderedDict[str, _Workflow] = OrderedDict()
+        self._said: OrderedDict[str, Said] = OrderedDict()
+        self._texts = params.texts
+
+    def observe(self, event: Event) -> Iterable[Finding]:
+        key = event.workflow
+        if key is None or event.kind not in ("handoff", "write"):
+            return NOTHING
+        workflow = self._workflows.get(key)
+        if event.kind == "write":
+            if workflow is not None and event.outcome not in _NEVER_CAME:
+                self._progress(workflow, event)
+            return NOTHING
+        source, target = event.source, event.target
+        if source is None or target is None:
+            return NOTHING
+        if workflow is None:
+            workflow = self._workflows[key] = _Workflow()
+            if len(self._workflows) > self._keys:
+                self._said.pop(self._workflows.popitem(last=False)[0], None)
+        found: list[Finding] = []
+        if _new(workflow, "id", event.id):
+            if event.outcome in _NEVER_CAME:
+                return NOTHING
+            self._step(workflow, event, source, target, event.payload, event.digest, found)
+        if (
+            self._setting.replies
+            and event.reply is not None
+            and event.outcome == "completed"
+            and (target, source) not in workflow.pairs
+            and _new(workflow, "reply", event.id)
+        ):
+            self._step(workflow, event, target, source, event.reply, None, found, spoken=False)
+        return found or NOTHING
+
+    def _step(
+        self,
+        workflow: _Workflow,
+        event: Event,
+        source: str,
+        target: str,
+        payload: object,
+        digest: str | None,
+        found: list[Finding],
+        *,
+        spoken: bool = True,
+    ) -> None:
+        """One message from source to target: it may close a round. `spoken`: it is an event of its own."""
+        path = workflow.path
+        back = target in path
+        closes: tuple[str, ...] = ()
+        unanswered = False
+        if source != (path[-1] if path else None):
+            if source in path:  # the work came back unseen
+                if path[-1] == target and source != target and (target, source) in workflow.pairs:
+                    closes, unanswered = (source, target), True
+                del path[path.index(source) + 1 :]
+            elif back and any(pair[1] == source for pair in workflow.pairs):
+                closes = (target, source)
+            else:
+                path.append(source)
+        if unanswered:
+            self._close(workflow, event, closes, found, unanswered=True)
+            closes = ()
+        self._hear(workflow, event, source, target, payload, digest)
+        if target in path:
+            at = path.index(target)
+            closes = closes or tuple(path[at:])
+            del path[at + 1 :]
+        else:
+            path.append(target)
+            closes = ()
+        del path[:-_PATH]
+        if spoken and len(workflow.pairs) < _SEEN:
+            workflow.pairs.add((source, target))
+        if closes:
+            self._close(workflow, event, closes, found)
+
+    def _hear(
+        self, workflow: _Workflow, event: Event, source: str, target: str, payload: object, digest: str | None
+    ) -> None:
+        """What this message says, and whether that is new."""
+        new: int | None = None
+        new_places = of = 0
+        if payload is not None or digest is not None:
+            workflow.visible = True
+            moved = digest is None or _new(workflow, "digest", digest)
+            known_way = (source, target) in workflow.pairs
+            if payload is not None:
+                # Where this way was never taken nothing can repeat but by digest, which costs nothing.
+                if moved and (digest is None or known_way):
+                    moved = _new(workflow, "content", str(signature(payload)))
+                if self._by_text and workflow.rounds >= self._hear_from:
+                    said = self._said_in(event.workflow)
+                    text = text_of(payload)
+                    codes = phrases(text)
+                    new, of = said.add(codes), len(codes)
+                    if not moved:
+                        new = 0  # of what repeats a message from before texts were compared
+                    if self._setting.new_places:
+                        new_places = said.add(sorted(crc32(place.encode()) for place in places(payload, text)))
+                    if moved and of >= self._setting.whole_below:
+                        moved = self._rises(workflow, source, revision(payload, text))
+            workflow.moved = workflow.moved or moved
+        elif event.task is not None and _new(workflow, "task", event.task):
+            workflow.moved = True
+        if event.state_version is not None:
+            self._progress(workflow, event)
+        workflow.hops.append(_Hop(event.id, source, new, of, new_places))
+        del workflow.hops[:-_PATH]
+
+    def _said_in(self, key: str | None) -> Said:
+        said = self._said.pop(key or "", None) or Said()
+        self._said[key or ""] = said
+        if len(self._said) > self._texts:
+            self._said.popitem(last=False)
+        return said
+
+    def _rises(self, workflow: _Workflow, where: str, version: int | None) -> bool:
+        """Whether this version is higher than any before it; the first one is no progress by itself."""
+        if version is None:
+            return False
+        known = workflow.versions.get(where)
+        if known is None and len(workflow.versions) >= _PATH:
+            return False
+        if known is None or version > known:
+            workflow.versions[where] = version
+        return known is not None and version > known
+
+    def _progress(self, workflow: _Workflow, event: Event) -> None:
+        """Whether the state that this event speaks of is newer than any before it."""
+        version, where = event.state_version, f"{event.store} {event.key}"
+        if type(version) is int:
+            known = workflow.versions.get(where)
+            if known is None or version > known:
+                if known is not None or len(workflow.versions) < _PATH:
+                    workflow.versions[where] = version
+                workflow.moved = True
+        elif version is not None or event.digest is not None:
+            if _new(workflow, "state", f"{where} {event.digest if version is None else version}"):
+                workflow.moved = True
+        elif event.kind == "write":
+            workflow.moved = True
+
+    def _close(
+        self,
+        workflow: _Workflow,
+        event: Event,
+        cycle: tuple[str, ...],
+        found: list[Finding],
+        *,
+        unanswered: bool = False,
+    ) -> None:
+        """A round is closed: was there progress in it, and if not, is it one too many?"""
+        setting = self._setting
+        workflow.rounds += 1
+        edge = self._edge(cycle)
+        came = [hop for hop in workflow.hops if hop.source != cycle[0]]
+        heard = any(hop.phrases is not None for hop in workflow.hops)
+        progress = workflow.moved or (heard and any(map(self._is_new, self._judged(workflow.hops, came))))
+        new_phrases = sum(hop.phrases or 0 for hop in came)
+        new_places = sum(hop.places for hop in came)
+        visible, ids = workflow.visible or unanswered, [hop.id for hop in workflow.hops]
+        workflow.hops, workflow.moved, workflow.visible = [], False, False
+        known = workflow.cycles.get(cycle)
+        if known is None:
+            if len(workflow.cycles) >= _PATH:
+                del workflow.cycles[next(iter(workflow.cycles))]
+            known = workflow.cycles[cycle] = _Cycle()
+        known.rounds += 1
+        workflow.progress += progress
+        if known.since != workflow.progress:
+            known.since, known.stale, known.ids = workflow.progress, 0, []
+        if not progress:
+            known.stale += 1
+            known.ids = [*known.ids[-7:], event.id]
+        allowed = setting.rounds if edge is None or edge.rounds is None else edge.rounds
+        if not visible and (edge is None or edge.rounds is None):
+            allowed = max(allowed, setting.unseen_rounds)
+        count, without = known.rounds, known.stale
+        if edge is not None and edge.at_most is not None and count > edge.at_most:
+            reason = f"{edge.at_most} are allowed between them"
+        elif without >= allowed and workflow.rounds > setting.first_rounds:
+            reason = self._reason(new_phrases, new_places, visible=visible, unanswered=unanswered, heard=heard)
+        else:
+            return
+        events = tuple(dict.fromkeys([*known.ids, *ids[-8:], event.id]))
+        found.append(
+            finding(
+                self._rule,
+                event,
+                f"{_round(cycle)} went round {count} times, the last {without} without progress: {reason}"
+                if without
+                else f"{_round(cycle)} went round {count} times: {reason}",
+                evidence={
+                    "cycle": list(cycle),
+                    "rounds": count,
+                    "rounds_of_workflow": workflow.rounds,
+                    "without_progress": without,
+                    "allowed": allowed,
+                    "new_phrases": new_phrases if heard else None,
+                    "new_places": new_places if heard and self._setting.new_places else None,
+                    "unanswered": unanswered,
+                },
+                side="graph",
+                events=events,
+                same=cycle,
+            )
+        )
+
+    def _judged(self, hops: list[_Hop], came: list[_Hop]) -> list[_Hop]:
+        """What counts in a round: every message, or the answers taken together."""
+        if self._setting.judge == "messages":
+            return hops
+        of, new = sum(hop.of for hop in came), sum(hop.phrases or 0 for hop in came)
+        return [_Hop("", "", new, of, sum(hop.places for hop in came))]
+
+    def _is_new(self, hop: _Hop) -> bool:
+        setting, new = self._setting, hop.phrases
+        if new is None or hop.of < setting.whole_below:
+            return False
+        said = new >= setting.new_phrases or (setting.new_share < 1 and new >= hop.of * setting.new_share)
+        return said and (hop.places > 0 or not setting.new_places)
+
+    def _reason(self, new: int, places: int, *, visible: bool, unanswered: bool, heard: bool) -> str:
+        setting = self._setting
+        if unanswered:
+            return "no answer came back"
+        if not visible:
+            return "no content, task or state version could be seen to change"
+        if not heard:
+            return "every message repeats one before it"
+        if setting.judge == "messages":
+            return f"every message repeats what was said before it, but for {new} phrases of the answers"
+        short = f"what came back has {new} new phrases (progress is {setting.new_phrases})"
+        nowhere = "names no new URL, file or artifact"
+        if setting.new_places and not places:
+            return f"{short} and {nowhere}" if new < setting.new_phrases else f"what came back {nowhere}"
+        return short
+
+    def _edge(self, cycle: Sequence[str]) -> EdgeRounds | None:
+        if not self._edges:
+            return None
+        ways = list(zip(cycle, [*cycle[1:], cycle[0]], strict=True))
+        for source, target, edge in self._edges:
+            if any(source(start) and target(end) for start, end in ways):
+                return edge
+        return None
+
+    def advance(self, now: float) -> Iterable[Finding]:
+        return NOTHING
+
+    def __len__(self) -> int:
+        return len(self._workflows)
+
+
+def _new(workflow: _Workflow, what: str, text: str) -> bool:
+    """Whether this was not there before; it is now."""
+    seen = workflow.seen
+    code = xxhash.xxh3_64_intdigest(f"{what} {text}".encode("utf-8", "surrogatepass"))
+    if code in seen:
+        return False
+    seen[code] = None
+    if len(seen) > _SEEN:
+        del seen[next(iter(seen))]
+    return True
+
+
+def _round(cycle: Sequence[str]) -> str:
+    """The agents of a round for a sentence; a long round is named by its ends."""
+    names = [*cycle, cycle[0]]
+    if len(names) > 9:
+        names = [*names[:5], "…", *names[-3:]]
+    return " → ".join(names)

@@ -1,0 +1,188 @@
+"""A payload becomes what can be compared without keeping it: its content's signature, its words, its fingerprints.
+
+Nothing here runs unless a rule asks, and nothing keeps text: a signature is 8 bytes, a vocabulary a bit set of a fixed
+size, fingerprints a bounded set of whole numbers. The hashes are seeded by their input alone, so that a recording gives
+the findings that the live system gave.
+"""
+
+import re
+from collections.abc import Iterable, Iterator
+from typing import Any
+from zlib import crc32
+
+import xxhash
+
+from handrail.event import canonical
+
+TEXT_CHARS = 65_536
+"""So much of a payload's text is looked at; what comes after it is not compared."""
+MAX_LEAVES = 4_096
+MAX_DEPTH = 64
+
+VOLATILE = frozenset(
+    {
+        "timestamp",
+        "created",
+        "updated",
+        "started_at",
+        "completed_at",
+        "created_at",
+        "updated_at",
+        "sent_at",
+        "received_at",
+        "attempt",
+        "retry",
+        "trace_id",
+        "span_id",
+        "traceparent",
+        "request_id",
+        "message_id",
+        "messageId",
+        "task_id",
+        "taskId",
+        "context_id",
+        "contextId",
+        "event_id",
+        "correlation_id",
+        "idempotency_key",
+        "nonce",
+        "uuid",
+        "token_count",
+        "tokens",
+        "duration",
+        "duration_ms",
+        "elapsed",
+        "latency_ms",
+        "metadata",
+    }
+)
+"""Keys whose values differ in every message and say nothing about its content."""
+
+_CJK = "\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af"
+_WORD = re.compile(rf"[^\W{_CJK}_]+|[{_CJK}]")
+"""A run of letters and digits; a character where a script puts no spaces between its words."""
+_PLACE = re.compile(r"(?:https?|file|s3|gs)://[^\s)\]}\"'<>]+", re.IGNORECASE)
+_ARTIFACT_KEYS = frozenset({"artifacts", "artifact", "artifactId", "artifact_id", "uri", "url", "file", "path"})
+
+
+def leaves(payload: Any) -> Iterator[tuple[str, Any]]:
+    """Every scalar of a JSON value under its nearest key, in document order, without volatile keys; bounded."""
+    stack: list[tuple[str, Any, int]] = [("", payload, 0)]
+    left = MAX_LEAVES
+    while stack and left:
+        key, value, depth = stack.pop()
+        if type(value) is dict:
+            if depth < MAX_DEPTH:
+                stack += [
+                    (str(name) if key not in _ARTIFACT_KEYS else key, item, depth + 1)
+                    for name, item in reversed(value.items())
+                    if name not in VOLATILE
+                ]
+        elif type(value) is list:
+            if depth < MAX_DEPTH:
+                stack += [(key, item, depth + 1) for item in reversed(value)]
+        elif value is not None and value is not True and value is not False:
+            left -= 1
+            yield key, value
+
+
+def text_of(payload: Any) -> str:
+    """The texts and numbers of a JSON value, a line each, at most TEXT_CHARS long."""
+    if type(payload) is str:
+        return payload[:TEXT_CHARS]
+    parts: list[str] = []
+    size = 0
+    for _, value in leaves(payload):
+        part = value if type(value) is str else str(value)
+        parts.append(part)
+        size += len(part) + 1
+        if size > TEXT_CHARS:
+            break
+    return "\n".join(parts)[:TEXT_CHARS]
+
+
+def signature(payload: Any) -> int:
+    """64 bits, equal for payloads that differ only in volatile keys and in the order of keys."""
+    try:
+        return xxhash.xxh3_64_intdigest(canonical(_settled(payload, 0)))
+    except (TypeError, ValueError, RecursionError):
+        return xxhash.xxh3_64_intdigest(text_of(payload).encode("utf-8", "replace"))
+
+
+def _settled(value: Any, depth: int) -> Any:
+    if depth > MAX_DEPTH:
+        return None
+    if type(value) is dict:
+        kept = {name: _settled(item, depth + 1) for name, item in value.items() if name not in VOLATILE}
+        return kept or value
+    if type(value) is list:
+        return [_settled(item, depth + 1) for item in value]
+    return value
+
+
+def words(text: str) -> list[str]:
+    """The words of a text in their order, in small letters, without punctuation and layout."""
+    return _WORD.findall(text.lower())
+
+
+def places(payload: Any, text: str) -> set[str]:
+    """What a payload names that lies somewhere: URLs without their query, and what stands under artifact keys."""
+    found = {match.partition("?")[0].partition("#")[0].rstrip("/.,;:").lower() for match in _PLACE.findall(text)}
+    if type(payload) is dict:
+        for key, value in leaves(payload):
+            if key in _ARTIFACT_KEYS and type(value) is str:
+                found.add(value.partition("?")[0].partition("#")[0].rstrip("/").lower())
+    return found
+
+
+def phrases(text: str) -> set[int]:
+    """Every three words in a row of a text, as 32-bit hashes; a text of fewer words is one phrase, an empty one none.
+
+    A paraphrase has new phrases though few new words; a text that is re-wrapped, re-quoted or put in capitals has none.
+    """
+    spoken = words(text)
+    codes = {word: crc32(word.encode("utf-8", "replace")) for word in set(spoken)}
+    run = [codes[word] for word in spoken]
+    if len(run) < 3:
+        return {_mixed(run[0], run[-1], len(run))} if run else set()
+    return {
+        (((a * 0x9E3779B1 ^ b) * 0x85EBCA6B ^ c) * 0xC2B2AE35 >> 16) & 0xFFFFFFFF
+        for a, b, c in zip(run, run[1:], run[2:], strict=False)
+    }
+
+
+def _mixed(a: int, b: int, c: int) -> int:
+    return (((a * 0x9E3779B1 ^ b) * 0x85EBCA6B ^ c) * 0xC2B2AE35 >> 16) & 0xFFFFFFFF
+
+
+class Said:
+    """Which phrases were there before, in a bit set of a fixed size: 64 KiB, 524,288 bits, one for a phrase.
+
+    It never takes a known phrase for new; after 25,000 different phrases it takes one new one in twenty for known.
+    """
+
+    __slots__ = ("_bits",)
+    _MASK = 0x7FFFF
+
+    def __init__(self) -> None:
+        self._bits = bytearray((self._MASK + 1) // 8)
+
+    def add(self, codes: Iterable[int]) -> int:
+        """Remember these; how many of them were new."""
+        bits, mask = self._bits, self._MASK
+        fresh = [place for code in codes if not bits[(place := code & mask) >> 3] & (1 << (place & 7))]
+        for place in fresh:
+            bits[place >> 3] |= 1 << (place & 7)
+        return len(fresh)
+
+
+_REVISION = re.compile(r"\b(?:(?:version|revision|rev|draft)[\s#:._-]{0,2}|v)(\d{1,9})\b", re.IGNORECASE)
+_REVISION_KEYS = frozenset({"version", "revision", "rev", "draft_version", "state_version", "draft_number"})
+
+
+def revision(payload: Any, text: str) -> int | None:
+    """The highest version that a payload says it has: `revision: 3`, `"version": 3`, `draft 3`, `v3`."""
+    found = [int(match) for match in _REVISION.findall(text[:4096])]
+    if type(payload) is dict:
+        found += [value for key, value in leaves(payload) if key in _REVISION_KEYS and type(value) is int]
+    return max(found, default=None)
