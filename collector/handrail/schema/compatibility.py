@@ -373,6 +373,19 @@ def _reasons(writer: _Side, reader: _Side, direction: str, search: _Search) -> t
     return tuple(islice(found.values(), MAX_REASONS))
 
 
+def _errors(reader: _Side, witness: Any) -> list[jsonschema_rs.ValidationError]:
+    """What the reader has against a payload; only the first thing where all of them might take long to tell."""
+    try:
+        if len(repr(witness)) <= 2_000:
+            return list(islice(reader.validator.iter_errors(witness), MAX_REASONS))
+        reader.validator.validate(witness)
+    except jsonschema_rs.ValidationError as error:
+        return [error]
+    except (ValueError, TypeError):
+        pass
+    return []
+
+
 def _reason(writer: _Side, reader: _Side, direction: str, error: jsonschema_rs.ValidationError, witness: Any) -> Reason:
     kind = type(error.kind).__name__
     keyword = "false" if kind == "FalseSchema" else str(error.schema_path[-1]) if error.schema_path else kind
