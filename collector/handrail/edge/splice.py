@@ -11,7 +11,7 @@ import logging
 import ssl
 import time
 from collections.abc import Callable, Sequence
-from typing import Final, Protocol, cast
+from typing import Any, Final, Protocol, cast
 
 from handrail.edge.record import Recorder
 from handrail.edge.route import Place
@@ -302,7 +302,7 @@ class Splice:
         for number, place in enumerate(self.places):
             server = await self._loop.create_server(self._accepting(number), place.host, place.port, backlog=1024)
             self._servers.append(server)
-            host, port = server.sockets[0].getsockname()[:2]
+            host, port = cast(Any, server).sockets[0].getsockname()[:2]  # uvloop's is a list
             addresses.append((host, port))
             log.info("%s %s: listening on %s:%d for %s", self.kind, self.name, host, port, place.upstream)
         self.addresses = tuple(addresses)
