@@ -80,7 +80,6 @@ class Reader:
         except Exception as error:
             return (_broken(dialect, error, exchange.ended), *(complete(event, exchange) for event in events))
 
-
     def advance(self, now: float) -> list[Event | Fault]:
         """Time passed: what dialects know by now of events that they left open."""
         read: list[Event | Fault] = []

@@ -3,7 +3,7 @@
 from typing import Any
 
 from handrail.dialects import text, whole
-from handrail.dialects.llm import Call, Item, Result, Said, Tool, Turn, reply_values, words
+from handrail.dialects.turns import Call, Item, Result, Said, Tool, Turn, reply_values, words
 from handrail.wire import Exchange
 
 _PATHS = ("/messages", ":rawPredict", ":streamRawPredict", "/invoke", "/invoke-with-response-stream")
@@ -28,6 +28,15 @@ class Anthropic:
             return None
         items = [item for message in body["messages"] if (item := _item(message)) is not None]
         return Turn("messages", items, words(body.get("system")), _tools(body), text(body.get("model")))
+
+    def aside(self, exchange: Exchange) -> str | None:
+        """Counting tokens, batches; and a turn that is none."""
+        path = exchange.request.target.partition("?")[0].rstrip("/")
+        if path.endswith("/messages/count_tokens"):
+            return "count_tokens"
+        if b"anthropic-version" not in exchange.request.headers:
+            return None
+        return "messages" if path.endswith("/messages") else "messages.batches" if "/batches" in path else None
 
     def said(self, exchange: Exchange, turn: Turn) -> Said:
         """The reply; of a stream that was cut, as much as there is."""

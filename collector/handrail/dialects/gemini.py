@@ -5,10 +5,13 @@ from typing import Any
 import orjson
 
 from handrail.dialects import text, whole
-from handrail.dialects.llm import Call, Item, Result, Said, Tool, Turn, reply_values
+from handrail.dialects.turns import Call, Item, Result, Said, Tool, Turn, reply_values
 from handrail.wire import Exchange
 
 _METHODS = (":generateContent", ":streamGenerateContent")
+
+
+_ASIDES = frozenset({"generateContent", "streamGenerateContent", "countTokens", "embedContent", "batchEmbedContents"})
 
 
 class Gemini:
@@ -29,6 +32,11 @@ class Gemini:
         model = path.rpartition("/")[2].rpartition(":")[0]
         system = _item(_of(body, "systemInstruction"))
         return Turn("generateContent", items, "" if system is None else system.text, _tools(body), text(model))
+
+    def aside(self, exchange: Exchange) -> str | None:
+        """Counting tokens, embeddings; and a turn that is none."""
+        method = exchange.request.target.partition("?")[0].rpartition(":")[2]
+        return method if method in _ASIDES else None
 
     def said(self, exchange: Exchange, turn: Turn) -> Said:
         """The reply. Each event of a stream is a reply of its own; without `alt=sse` they stand in one array."""
@@ -155,7 +163,7 @@ def _lower(schema: Any) -> Any:
         return [_lower(each) for each in schema]
     if type(schema) is not dict:
         return schema
-    out = {}
+    out: dict[str, Any] = {}
     for key, value in schema.items():
         if key == "properties" and type(value) is dict:
             out[key] = {name: _lower(each) for name, each in value.items()}

@@ -1,7 +1,7 @@
 """Calls of models become handoffs: what the dialects of the model providers have in common.
 
-A dialect reads a request into a `Turn` and a reply into what was `Said`; this module knows conversations. An exchange is
-one event of kind `usage`. A tool call in a reply whose tool is a handoff tool is one event of kind `handoff`: it is
+A dialect reads a request into a `Turn` and a reply into what was `Said`; this module knows conversations. An exchange
+is one event of kind `usage`. A tool call in a reply whose tool is a handoff tool is one event of kind `handoff`: it is
 `asked` when the reply is over, and seen again under the same id when later exchanges of its conversation tell what came
 of it: `accepted` when the target speaks, `rejected`, `ignored`, or `dropped` when it never does.
 
@@ -17,15 +17,15 @@ Where more than one conversation fits, the oldest is taken and everything about 
 
 import re
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator
-from typing import Any, Generic, Protocol, TypeVar
+from collections.abc import Iterable
+from typing import Any, Generic, TypeVar
 
 import msgspec
 import orjson
 import xxhash
 
 from handrail.config import HandoffsConfig
-from handrail.dialects import begin, complete, outcome_of, state, text
+from handrail.dialects import begin, complete, outcome_of, state, text, trace_of
 from handrail.dialects.conventions import (
     IGNORED,
     PEOPLE,
@@ -40,11 +40,10 @@ from handrail.dialects.conventions import (
     speaker,
     stem,
 )
+from handrail.dialects.turns import Call, Format, Result, Said, Tool, Turn
 from handrail.event import Confidence, Event, Fault, Outcome, digest_of
 from handrail.schema.registry import Registry, SchemaError
 from handrail.wire import Body, Exchange
-from handrail.wire.body import decode
-from handrail.wire.sse import ServerSentEvent, SseDecoder
 
 KEPT_BYTES = 262_144
 """Arguments that are longer are judged when they are seen and not kept until their outcome is known."""
@@ -57,159 +56,6 @@ NESTABLE = 256
 
 TELLING = 24
 """From this length on, a text that is found inside another is no chance."""
-
-
-class Tool(msgspec.Struct, frozen=True):
-    """A tool as a request offers it."""
-
-    name: str
-    description: str = ""
-    schema: Any = None
-    """JSON Schema of its arguments; None where it has none."""
-
-
-class Call(msgspec.Struct, frozen=True):
-    """A call of a tool as a model asks for it, or as a history repeats it."""
-
-    id: str | None
-    name: str
-    arguments: Any = None
-    """JSON text, or the value itself."""
-
-
-class Result(msgspec.Struct, frozen=True):
-    """What a call came to, as the next request tells the model."""
-
-    id: str | None
-    name: str | None
-    text: str
-    is_error: bool = False
-
-
-class Item(msgspec.Struct, frozen=True):
-    """One message of a history. `role` is `user`, `assistant` or `tool`; system texts are the Turn's."""
-
-    role: str
-    text: str = ""
-    name: str | None = None
-    calls: tuple[Call, ...] = ()
-    results: tuple[Result, ...] = ()
-
-
-class Turn(msgspec.Struct):
-    """A request to a model."""
-
-    operation: str
-    items: list[Item]
-    system: str = ""
-    tools: dict[str, Tool] = {}
-    model: str | None = None
-    previous: str | None = None
-    """Id of the response that it goes on with."""
-    conversation: str | None = None
-    """Id of the conversation at the provider."""
-
-
-class Said(msgspec.Struct):
-    """A reply of a model, whole or put together from its stream."""
-
-    id: str | None = None
-    model: str | None = None
-    text: str = ""
-    calls: list[Call] = []
-    input_tokens: int | None = None
-    output_tokens: int | None = None
-    total_tokens: int | None = None
-    error: str | None = None
-    """The type or code of an error that came in place of an answer, or in its midst."""
-    is_over: bool = False
-    """The reply says itself that it is complete."""
-    is_unread: bool = False
-
-    @property
-    def tokens(self) -> int | None:
-        if self.total_tokens is not None:
-            return self.total_tokens
-        if self.input_tokens is None and self.output_tokens is None:
-            return None
-        return (self.input_tokens or 0) + (self.output_tokens or 0)
-
-
-class Format(Protocol):
-    """The wire format of one provider's API."""
-
-    name: str
-
-    def turn(self, exchange: Exchange) -> Turn | None:
-        """The request; None where it is not of this format."""
-        ...
-
-    def said(self, exchange: Exchange, turn: Turn) -> Said:
-        """The reply, as much of it as there is."""
-        ...
-
-
-def reply_values(exchange: Exchange, said: Said) -> Iterator[Any]:
-    """The JSON values of a reply: one, or one for each event of a stream; `[DONE]` is the end of the reply."""
-    reply = exchange.reply
-    if reply is None:
-        return
-    limits = exchange.route.limits
-    if b"text/event-stream" not in reply.headers.get(b"content-type", b"").lower():
-        body = reply.json(limits)
-        if body.value is None:
-            said.is_unread = bool(reply.size)
-            return
-        said.is_over = True
-        yield body.value
-        return
-    raw: bytes | str = reply.body
-    if (encoding := reply.headers.get(b"content-encoding")) is not None:
-        raw = decode(encoding, reply.body, limits)
-    if isinstance(raw, str) or reply.cut not in (None, "incomplete"):
-        said.is_unread = True
-        if isinstance(raw, str):
-            return
-    loads = orjson.loads
-    for data in _stream(raw, limits.body_bytes, exchange.ended):
-        if data == b"[DONE]":
-            said.is_over = True
-            continue
-        try:
-            value = loads(data)
-        except orjson.JSONDecodeError:
-            said.is_unread = True
-            continue
-        if type(value) is dict:
-            yield value
-
-
-def _stream(raw: bytes, limit: int, at: float) -> Iterator[bytes]:
-    """The data of a stream's events. Lines of nothing but `data:` are cut at once, a third of the decoder's time."""
-    if b"\r" not in raw and raw.startswith(b"data: "):
-        pieces = raw.split(b"\n\n")
-        if all(piece.startswith(b"data: ") and b"\n" not in piece for piece in pieces[:-1]):
-            for piece in pieces[:-1]:
-                yield piece[6:]
-            return
-    for event in SseDecoder(limit).feed(raw, at):
-        if isinstance(event, ServerSentEvent):
-            yield event.data
-
-
-def words(content: object) -> str:
-    """The text of a message: a string, or the `text` of its parts."""
-    if type(content) is str:
-        return content
-    if type(content) is list:
-        parts = []
-        for part in content:
-            if type(part) is str:
-                parts.append(part)
-            elif type(part) is dict and type(said := part.get("text")) is str:
-                parts.append(said)
-        return parts[0] if len(parts) == 1 else "\n".join(parts)
-    return ""
 
 
 class ModelDialect:
@@ -227,7 +73,7 @@ class ModelDialect:
             return ()
         turn = self._format.turn(exchange)
         if turn is None:
-            return ()
+            return self._aside(exchange)
         heard = self._conversations.hear(turn, exchange)
         self._heard[exchange.id] = turn, heard
         if len(self._heard) > 4_096:
@@ -235,6 +81,14 @@ class ModelDialect:
         said: dict[str, Any] = {"workflow": heard.thread.workflow, "source": heard.name}
         body = Body(reason=exchange.request.json(exchange.route.limits).reason)
         return (begin(exchange, self.name, turn.operation, said, body, kind="usage"),)
+
+    def _aside(self, exchange: Exchange) -> tuple[Event, ...]:
+        """A request to the same API that is no turn, or cannot be read as one: no handoff either."""
+        operation = self._format.aside(exchange)
+        if operation is None:
+            return ()
+        body = Body(reason=exchange.request.json(exchange.route.limits).reason)
+        return (begin(exchange, self.name, operation, {}, body, kind="usage"),)
 
     def answer(self, exchange: Exchange, asked: tuple[Event, ...]) -> Iterable[Event | Fault]:
         """What became known of earlier handoffs, the model's answer, and the handoffs that it asks for."""
@@ -253,7 +107,6 @@ class ModelDialect:
         done = complete(usage, exchange, **fields)
         handoffs = self._conversations.say(self.name, turn, heard, said, exchange)
         return (*self._conversations.known(), done, *handoffs)
-
 
     def advance(self, now: float) -> Iterable[Event]:
         """Time passed."""
@@ -444,7 +297,7 @@ class Conversations:
         headers = exchange.request.headers
         given = headers.get(b"handrail-workflow")
         named = None if given is None else text(given.decode("utf-8", "replace").strip())
-        trace = _trace_in(headers.get(b"traceparent"))
+        trace, _ = trace_of(headers.get(b"traceparent", b""))
         key = None
         if turn.conversation is not None:
             key = f"conversation {turn.conversation}"
@@ -781,7 +634,7 @@ class Conversations:
             state_version=state(arguments.get("state_version")) if type(arguments) is dict else None,
             uninspected=reason,
         )
-        trace, span = _trace_of(exchange)
+        trace, span = trace_of(exchange.request.headers.get(b"traceparent", b""))
         if trace is not None:
             event = msgspec.structs.replace(event, trace_id=trace, span_id=span)
         is_valid = reason is None
@@ -893,7 +746,19 @@ def is_untyped(document: object) -> bool:
     return type(document) is dict and not any(document.get(key) for key in _SAYING)
 
 
-_SAYING = ("properties", "required", "allOf", "anyOf", "oneOf", "not", "$ref", "patternProperties", "enum", "const", "if")
+_SAYING = (
+    "properties",
+    "required",
+    "allOf",
+    "anyOf",
+    "oneOf",
+    "not",
+    "$ref",
+    "patternProperties",
+    "enum",
+    "const",
+    "if",
+)
 
 
 def _identity(turn: Turn) -> str:
@@ -1026,18 +891,3 @@ def _same_words(one: str, other: str) -> bool:
 def _agent_of(tool: str) -> str:
     """The agent's name in the name of a tool that is one: `ask_billing` is billing."""
     return TOOL_VERBS.sub("", slug(tool)) or tool
-
-
-_TRACE = re.compile(rb"[0-9a-f]{2}-([0-9a-f]{32})-([0-9a-f]{16})-")
-
-
-def _trace_in(traceparent: bytes | None) -> str | None:
-    match = None if traceparent is None else _TRACE.match(traceparent)
-    return match[1].decode() if match else None
-
-
-def _trace_of(exchange: Exchange) -> tuple[str | None, str | None]:
-    value = exchange.request.headers.get(b"traceparent")
-    match = None if value is None else _TRACE.match(value)
-    return (match[1].decode(), match[2].decode()) if match else (None, None)
-

@@ -1,17 +1,34 @@
 """OpenAI's APIs, and what speaks like them: chat completions and responses, plain and streamed, become turns.
 
-Known deviations of other servers are read too: parts of a streamed call without `index` or with always the same, an `id`
-that is repeated in each part or missing, a last chunk that repeats the whole call.
+Known deviations of other servers are read too: parts of a streamed call without `index` or with always the same, an
+`id` that is repeated in each part or missing, a last chunk that repeats the whole call.
 """
 
 from typing import Any
 
+import orjson
+
 from handrail.dialects import text, whole
-from handrail.dialects.llm import Call, Item, Result, Said, Tool, Turn, reply_values, words
+from handrail.dialects.turns import Call, Item, Result, Said, Tool, Turn, reply_values, words
 from handrail.wire import Exchange
 
 _CHAT, _RESPONSES = "/chat/completions", "/responses"
 """How a path ends, whatever stands before it: `/v1`, or Azure's `/openai/deployments/<name>`."""
+
+
+_ASIDES = {
+    "/chat/completions": "chat.completions",
+    "/v1/responses": "responses",
+    "/openai/responses": "responses",
+    "/v1/completions": "completions",
+    "/embeddings": "embeddings",
+    "/moderations": "moderations",
+    "/images/generations": "images.generations",
+    "/audio/speech": "audio.speech",
+    "/audio/transcriptions": "audio.transcriptions",
+    "/rerank": "rerank",
+}
+"""How the paths of the API's other operations end."""
 
 
 class OpenAi:
@@ -30,6 +47,18 @@ class OpenAi:
         if path.endswith(_CHAT):
             return _chat(body) if type(body.get("messages")) is list else None
         return _responses(body) if "input" in body or "prompt" in body else None
+
+    def aside(self, exchange: Exchange) -> str | None:
+        """Completions of the first generation, embeddings, the SDK's export of traces; and a turn that is none."""
+        request = exchange.request
+        path = request.target.partition("?")[0].rstrip("/")
+        if path.endswith("/traces/ingest"):
+            return "traces.ingest"
+        body = request.json(exchange.route.limits).value
+        for end, operation in _ASIDES.items():
+            if path.endswith(end) and (type(body) is not dict or "model" in body or end == _CHAT):
+                return operation
+        return None
 
     def said(self, exchange: Exchange, turn: Turn) -> Said:
         """The reply; of a stream that was cut, as much as there is."""
@@ -76,7 +105,9 @@ def _tools(body: dict[str, Any]) -> dict[str, Tool]:
         for each in offered if type(offered) is list else ():
             if type(each) is not dict:
                 continue
-            tool = each.get("function") if type(each.get("function")) is dict else each
+            tool: Any = each.get("function")
+            if type(tool) is not dict:
+                tool = each
             if (name := text(tool.get("name"))) is not None:
                 described = tool.get("description")
                 description = described if type(described) is str else ""
@@ -178,14 +209,13 @@ def _put_together(parts: list[_Part], choice: object, asked: object, function: o
         called = called if type(called) is dict else {}
         name, more = text(called.get("name")), called.get("arguments")
         if type(more) is dict:  # some servers send the value in place of its text
-            more = _dumped(more)
+            more = orjson.dumps(more).decode()
         part = _part(parts, index, id, name)
         if part is None:
             part = _Part(index, id)
             parts.append(part)
-        elif name is not None and part.name == name and part.arguments and type(more) is str:
-            if more == "".join(part.arguments):
-                continue  # the whole call once more, at the end
+        elif name is not None and part.name == name and part.arguments and more == "".join(part.arguments):
+            continue  # the whole call once more, at the end
         part.id = part.id or id
         part.name = part.name or name or ""
         if type(more) is str and more:
@@ -206,12 +236,6 @@ def _part(parts: list[_Part], index: tuple[object, object], id: str | None, name
         if part.index[0] == index[0] and (index[1] is None or part.index[1] == index[1]):  # type: ignore[index]
             return None if name is not None and part.name and (index[1] is None or part.name != name) else part
     return None
-
-
-def _dumped(value: dict[str, Any]) -> str:
-    import orjson
-
-    return orjson.dumps(value).decode()
 
 
 def _said_in_response(exchange: Exchange) -> Said:
