@@ -134,6 +134,19 @@ class Pipeline:
                 self._failed(watch, error, now, faults)
         return Decision(findings=tuple(findings), faults=tuple(faults))
 
+    def settle(self) -> Decision:
+        """Nothing more will be seen, as at the end of a recording: what waits for late news is decided without it."""
+        findings: list[Finding] = []
+        faults: list[Fault] = []
+        for watch in self.watches:
+            settle = getattr(watch.detector, "settle", None)
+            if settle is not None and not watch.off:
+                try:
+                    findings += tuple(settle())
+                except Exception as error:
+                    faults.append(_fault(f"detector.{watch.rule.id}", error, 0.0))
+        return Decision(findings=tuple(findings), faults=tuple(faults))
+
     def _identify(self, event: Event, faults: list[Fault]) -> Event:
         """Subject, version and digest where the wire did not say them.
 

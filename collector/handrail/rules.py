@@ -29,9 +29,16 @@ import msgspec
 from handrail.config import ConfigError, EdgeConfig, convert, parse_yaml
 from handrail.detectors import Action, Detector, Rule, Scope
 from handrail.detectors.budget import BudgetExceeded
+from handrail.detectors.cycle import GraphCycle
+from handrail.detectors.deadlock import WaitDeadlock
 from handrail.detectors.drift import SchemaDrift
 from handrail.detectors.duplicate import OutputDuplicate
+from handrail.detectors.early import HandoffEarly
 from handrail.detectors.loop import HandoffLoop
+from handrail.detectors.lost import LostUpdate
+from handrail.detectors.partial import HandoffPartial
+from handrail.detectors.stale import StaleRead
+from handrail.detectors.torn import TornRead
 from handrail.detectors.unknown import SchemaUnknown
 from handrail.detectors.violation import SchemaViolation
 from handrail.event import Event, Severity
@@ -39,7 +46,21 @@ from handrail.schema.registry import Registry, matcher
 
 KINDS: Mapping[str, type[Detector]] = {
     detector.kind: detector
-    for detector in (SchemaViolation, SchemaUnknown, SchemaDrift, OutputDuplicate, BudgetExceeded, HandoffLoop)
+    for detector in (
+        SchemaViolation,
+        SchemaUnknown,
+        SchemaDrift,
+        OutputDuplicate,
+        BudgetExceeded,
+        StaleRead,
+        LostUpdate,
+        TornRead,
+        HandoffPartial,
+        HandoffEarly,
+        HandoffLoop,
+        GraphCycle,
+        WaitDeadlock,
+    )
 }
 
 Where = Callable[[Event], bool]
@@ -184,9 +205,14 @@ def watches(packs: Sequence[Pack], registry: Registry) -> tuple[Watch, ...]:
 def watch(pack: Pack, config: RuleConfig, registry: Registry) -> Watch:
     """One rule to a Watch with a fresh detector."""
     kind, path = KINDS[config.kind], f"rules[{pack.rules.index(config)}]"
+    params = _params(config, kind, pack.file, path)
+    try:
+        detector = kind(config.rule, params, registry)
+    except ValueError as error:
+        raise ConfigError(pack.file, f"{path}.with", str(error)) from None
     return Watch(
         rule=config.rule,
-        detector=kind(config.rule, _params(config, kind, pack.file, path), registry),
+        detector=detector,
         where=_where(config.where, pack.file, f"{path}.where"),
     )
 

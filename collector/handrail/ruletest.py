@@ -51,7 +51,9 @@ def check(pack: Pack, config: RuleConfig, test: TestConfig) -> str:
         now = max(now, event.at)
         decisions += (pipeline.advance(now), pipeline.observe(event))
     if test.advance is not None:
+        now = max(now, test.advance)
         decisions.append(pipeline.advance(test.advance))
+    decisions.append(pipeline.close(now))
     for decision in decisions:
         if decision.faults:
             return "; ".join(f"{fault.component}: {fault.message or fault.reason}" for fault in decision.faults)

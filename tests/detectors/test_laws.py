@@ -27,10 +27,21 @@ PARAMS: dict[str, tuple[dict[str, Any], ...]] = {
     "schema.unknown": ({}, {"of": "subject"}, {"of": "subject", "even_if_empty": True, "again_seconds": 5}),
     "schema.drift": ({}, {"learn": 1, "window": 10, "false_alarm": 0.4}),
     "output.duplicate": ({}, {"within_seconds": 10}),
+    "state.stale_read": ({}, {"grace_seconds": 3, "acts_seconds": 0}, {"refuse": "stale"}),
+    "state.lost_update": ({}, {"within_seconds": 5}),
+    "state.torn_read": ({}, {"within_seconds": 1, "together_seconds": 20}),
+    "handoff.partial": ({}, {"seconds": 3, "until_read": False}),
+    "handoff.early": ({}, {"within_seconds": 5, "lateness_seconds": 0}),
     "handoff.loop": (
         {},
         {"setting": "sensitive", "first_rounds": 0},
         {"edges": [{"source": "a", "at_most": 1}], "unseen_rounds": 1, "new_phrases": 0},
+    ),
+    "graph.cycle": ({}, {"undeclared": False}),
+    "wait.deadlock": (
+        {},
+        {"confirm_seconds": 0, "unlabelled_confirm_seconds": 0, "lock_retry_seconds": 3},
+        {"reentrant": ["a"], "queues": 1},
     ),
     "budget.exceeded": ({}, {"seconds": 3}, {"declared": False, "edges": [{"source": "a*", "seconds": 1}]}),
 }
@@ -67,11 +78,11 @@ strange_instants = st.sampled_from([math.nan, math.inf, -math.inf, -1e300, 1e18,
 
 @st.composite
 def events(draw: st.DrawFn, *, strange: bool = False) -> Event:
-    """An event with few distinct names, so that keys meet; ids belong to one workflow, as ids of calls do."""
+    """An event with few distinct names, so that keys meet; ids and keys of stores belong to one workflow."""
     workflow = draw(some_name)
     at = instants | strange_instants if strange else instants
     return Event(
-        kind=draw(st.sampled_from(["handoff", "handoff", "handoff", "write", "publish", "read", "wait"])),
+        kind=draw(st.sampled_from(["handoff", "handoff", "write", "write", "publish", "deliver", "read", "wait"])),
         id=f"{workflow}-{draw(st.integers(0, 6))}",
         at=draw(at),
         workflow=workflow,
@@ -86,6 +97,10 @@ def events(draw: st.DrawFn, *, strange: bool = False) -> Event:
         digest=draw(st.none() | st.sampled_from(["d1", "d2"])),
         duration_ms=draw(st.none() | st.integers(0, 20_000).map(float)),
         deadline=draw(st.none() | at),
+        store=draw(st.none() | st.just("s")),
+        key=draw(st.none() | st.sampled_from(["k", "l"]).map(lambda key: f"{workflow}-{key}")),
+        state_version=draw(st.none() | st.sampled_from([1, 2, 3, "1.2", "2.1", "etag"])),
+        status=draw(st.none() | st.sampled_from(["missing", 200])),
         uninspected=draw(st.none() | st.none() | st.sampled_from(sorted(REASONS))),
     )
 

@@ -1,17 +1,18 @@
-"""One task handed over twice by one sender becomes a finding that says whether the content was the same."""
+"""One task handed over, written or announced twice becomes a finding that says whether the content was the same."""
 
 from collections import OrderedDict
 from collections.abc import Iterable
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import msgspec
 import xxhash
 
 from handrail.detectors import NOTHING, Count, Rule, Seconds, Sight, finding, instant, lasting
+from handrail.detectors.copies import Copies, Copy
+from handrail.detectors.sighting import ended, same_content, shown
 from handrail.event import Event, Finding
 from handrail.schema.registry import Registry
 
-_OUTPUTS = frozenset({"handoff", "write", "publish"})
 _LANDED = frozenset({"completed", "accepted"})
 _IDS = 32
 """Event ids remembered for each key, so that an event delivered again is not taken for a second output."""
@@ -36,12 +37,19 @@ def _key(*parts: str | None) -> bytes:
 class DuplicateParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     within_seconds: Seconds = 86_400.0
     """Two outputs further apart than this are two tasks that share a name."""
+    lateness_seconds: Annotated[float, msgspec.Meta(ge=0)] = 2.0
+    """How late an observation of a store or a bus may arrive."""
+    similarity: Annotated[float, msgspec.Meta(gt=0, le=1)] | None = None
+    """Texts of a workflow whose MinHashes are at least so similar (Jaccard, words in threes) are duplicates too. Needs
+    `handrail[similarity]`, and the payloads. None: nothing is compared but digests."""
     keys: Count = 10_000
-    """One takes 0.6 KB."""
+    """One takes 0.6 KB; 10 KB more for each workflow whose texts are compared."""
 
 
 class OutputDuplicate:
-    """The same sender completed the same task of the same workflow towards the same target under two event ids.
+    """What `Copies` finds in stores and on buses, which comes once nothing can come late; and handoffs, at once:
+
+    The same sender completed the same task of the same workflow towards the same target under two event ids.
 
     Completed twice is a duplicate whatever the content. Accepted twice (a 202, a task still working) is one only with
     the same content, because a conversation about a running task is accepted turn by turn; accepted and then
@@ -56,14 +64,24 @@ class OutputDuplicate:
     Params: ClassVar[type[msgspec.Struct]] = DuplicateParams
 
     def __init__(self, rule: Rule, params: DuplicateParams, registry: Registry) -> None:
-        self._rule, self._within, self._keys = rule, params.within_seconds, params.keys
+        self._rule, self._params, self._within, self._keys = rule, params, params.within_seconds, params.keys
         self._enforced = rule.action == "enforce"
         self._tasks: OrderedDict[bytes, _Landing | _Task] = OrderedDict()
+        self._compares = params.similarity is not None
+        self._copies = Copies(params.within_seconds, params.lateness_seconds, params.keys, params.similarity)
 
     def observe(self, event: Event) -> Iterable[Finding]:
         outcome, task = event.outcome, event.task
-        if task is None or event.kind not in _OUTPUTS:
+        if task is None:
             return NOTHING
+        if event.kind != "handoff":
+            return [self._copied(copy) for copy in self._copies.add(event)]
+        if self._compares and outcome != "asked":
+            return [*self._handed(event), *(self._copied(copy) for copy in self._copies.add(event))]
+        return self._handed(event)
+
+    def _handed(self, event: Event) -> Iterable[Finding]:
+        outcome, task = event.outcome, event.task
         if outcome == "asked":
             return self._asked(event) if self._enforced else NOTHING
         if outcome == "completed" and task != event.workflow:
@@ -145,8 +163,52 @@ class OutputDuplicate:
             same=(content,),
         )
 
+    def _copied(self, copy: Copy) -> Finding:
+        first, second = copy.first, copy.second
+        same = same_content(first.digest, second.digest)
+        content = "content unknown" if same is None else "the same content" if same else "different content"
+        gap = ended(second) - ended(first)
+        verb = {"write": "wrote", "publish": "published", "deliver": "sent"}.get(second.kind, "handed over")
+        where = second.key or second.store or "its place"
+        if copy.reason == "same_task":
+            message = f"{shown(second.source)} {verb} task {second.task} to {where} again after {lasting(gap)}, "
+            message += f"with {content}"
+        else:
+            how = "the same content" if copy.reason == "same_content" else f"{copy.similarity:.0%} of the text"
+            message = f"{shown(second.source)} {verb} for task {second.task} {how} that {shown(first.source)} had "
+            message += f"for task {first.task}, {lasting(gap)} before"
+        return finding(
+            self._rule,
+            second,
+            message,
+            evidence={
+                "first": first.id,
+                "first_at": instant(first.at),
+                "gap_seconds": round(gap, 6),
+                "same_content": same,
+                "attempts": [first.attempt, second.attempt],
+                "reason": copy.reason,
+                "similarity": copy.similarity,
+                "threshold": self._params.similarity,
+                "kind": second.kind,
+                "store": second.store,
+                "key": second.key,
+                "tasks": [first.task, second.task],
+                "sources": [first.source, second.source],
+                "versions": [first.state_version, second.state_version],
+                "digests": [first.digest, second.digest],
+            },
+            side="sender",
+            events=(first.id, second.id),
+            same=(copy.reason, second.key, content),
+        )
+
+    def close(self) -> Iterable[Finding]:
+        """Nothing comes any more: take up what is held."""
+        return [self._copied(copy) for copy in self._copies.close()]
+
     def advance(self, now: float) -> Iterable[Finding]:
-        """Forget tasks whose window is over."""
+        """Take up what can come no later, and forget tasks whose window is over."""
         tasks, oldest = self._tasks, now - self._within
         while tasks:
             key = next(iter(tasks))
@@ -154,10 +216,10 @@ class OutputDuplicate:
             if not (known.last if isinstance(known, _Task) else known[0]) < oldest:
                 break
             del tasks[key]
-        return NOTHING
+        return [self._copied(copy) for copy in self._copies.advance(now)]
 
     def __len__(self) -> int:
-        return len(self._tasks)
+        return max(len(self._tasks), len(self._copies))
 
 
 def _landing(event: Event) -> _Landing:

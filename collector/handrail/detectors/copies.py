@@ -1,0 +1,263 @@
+"""Outputs written to stores and announced on buses, to what of them is there twice.
+
+The part of `output.duplicate` that compares facts of several connections, and so holds each until it cannot come late.
+"""
+
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from typing import Any, Literal
+
+import msgspec
+
+from handrail.detectors.sighting import ACKNOWLEDGED, Hold, ended, is_output, same_content, says_complete
+from handrail.detectors.similarity import text_of, words
+from handrail.event import Event
+
+_KINDS = frozenset({"write", "publish", "deliver"})
+_TASKS = 32
+"""Tasks remembered for one content, and texts remembered for one workflow."""
+
+_MIN_BYTES = 32
+"""Content shorter than this (`ok`, `{}`) is the same in many tasks without being copied."""
+
+_SHINGLE = 3
+"""Words in a row that are compared as one."""
+
+Reason = Literal["same_task", "same_content", "similar"]
+Sketch = Callable[[Any], Any]
+"""A payload to its MinHash, None for one without words."""
+
+
+class Copy(msgspec.Struct, frozen=True):
+    """An output that repeats another."""
+
+    first: Event
+    second: Event
+    reason: Reason
+    similarity: float | None = None
+
+
+class _Fact(msgspec.Struct, frozen=True, gc=False):
+    event: Event
+    counts: bool
+    """Whether it is an output or its announcement, and not a read or a sign of progress."""
+    sketch: Any = None
+
+
+class _Place(msgspec.Struct):
+    """Where an output of a task lies, or on what subject it was announced."""
+
+    first: Event
+    last: Event
+    sketch: Any = None
+    read_by: set[str | None] = msgspec.field(default_factory=set)
+    """Who read the key since the last write."""
+
+
+_Name = tuple[str | None, ...]
+
+
+class Copies:
+    """Finds what is written or published twice.
+
+    A task's output at one place is there twice where it is written again by the same agent, or in a further attempt.
+    It is an update and not a second output where the version went on, or where the writer had read what it replaced.
+    Two agents of one attempt race, which is another failure. A second announcement is a duplicate unless the output was
+    written again between the two. Deliveries are the bus's: one counts only where the publisher is out of sight, and
+    only with a sequence number of its own; a message that is delivered again has the one that it had.
+    """
+
+    def __init__(self, within: float, lateness: float, keys: int, similarity: float | None) -> None:
+        self._within, self._keys, self._similarity = within, keys, similarity
+        self._hold: Hold[_Fact] = Hold(lateness, keys)
+        self._places: OrderedDict[_Name, _Place] = OrderedDict()
+        self._contents: OrderedDict[_Name, dict[str, Event]] = OrderedDict()
+        self._texts: OrderedDict[str | None, list[tuple[Event, Any]]] = OrderedDict()
+        self._sketch = None if similarity is None else _sketcher()
+
+    def add(self, event: Event) -> Iterator[Copy]:
+        """Take in an event; what is past the bound of what may be held is judged at once."""
+        kind, sketch = event.kind, None
+        if event.outcome not in ACKNOWLEDGED or event.task is None:
+            return
+        if event.workflow is None and event.source is None and event.store is None:
+            return  # it could be anybody's
+        if kind == "read":
+            counts, when = False, event.at
+        elif kind == "write":
+            counts, when = event.outcome != "accepted" and is_output(event), ended(event)
+        elif kind in _KINDS:
+            counts, when = says_complete(event), event.at
+        elif self._sketch is not None:
+            counts, when = True, event.at
+        else:
+            return
+        if counts and self._sketch is not None and event.payload is not None:
+            sketch = self._sketch(event.payload)
+        if event.payload is not None or event.reply is not None:
+            event = msgspec.structs.replace(event, payload=None, reply=None)
+        self._hold.add(when, event.id, _Fact(event, counts, sketch), kind == "write")
+        for _, fact in self._hold.excess():
+            yield from self._see(fact)
+
+    def advance(self, now: float) -> Iterator[Copy]:
+        for _, fact in self._hold.due(now):
+            yield from self._see(fact)
+
+    def close(self) -> Iterator[Copy]:
+        for _, fact in self._hold.rest():
+            yield from self._see(fact)
+
+    def _see(self, fact: _Fact) -> Iterator[Copy]:
+        event = fact.event
+        if event.kind == "read":
+            place = self._places.get(_write_place(event))
+            if place is not None and event.at >= ended(place.last):
+                place.read_by |= {event.source, event.target}
+            return
+        if not fact.counts:
+            return
+        copy = self._again(event, fact.sketch) if event.kind in _KINDS else None
+        elsewhere = self._elsewhere(event)
+        similar = self._similar(event, fact.sketch) if fact.sketch is not None else None
+        for found in (copy, elsewhere, similar):
+            if found is not None:
+                yield found
+                return
+
+    def _again(self, event: Event, sketch: Any) -> Copy | None:
+        """The same task's output, at the same place."""
+        name = _write_place(event) if event.kind == "write" else _bus_place(event)
+        if event.kind == "deliver" and _bus_place(event, "publish") in self._places:
+            return None
+        place = self._places.get(name)
+        if place is None or abs(ended(event) - ended(place.last)) > self._within:
+            self._places[name] = _Place(event, event, sketch)
+            self._places.move_to_end(name)
+            if len(self._places) > self._keys:
+                self._places.popitem(last=False)
+            return None
+        self._places.move_to_end(name)
+        last, readers, known = place.last, place.read_by, place.sketch
+        is_copy = self._is_update(event, last, readers) is False
+        if event.kind == "deliver" and not is_copy:
+            return None
+        place.last, place.read_by = event, set()
+        if not is_copy:
+            place.first, place.sketch = event, sketch
+            return None
+        return Copy(place.first, event, "same_task", _similarity(known, sketch))
+
+    def _is_update(self, event: Event, last: Event, readers: set[str | None]) -> bool:
+        """Whether it is something else than the same output once more."""
+        same = same_content(last.digest, event.digest)
+        one, two = last.state_version, event.state_version
+        is_retry = last.attempt is not None and event.attempt is not None and last.attempt != event.attempt
+        is_same_agent = last.source is None or event.source is None or last.source == event.source
+        if event.kind == "deliver":
+            is_again = one is None or two is None or one == two or (event.attempt or 1) > 1
+            return is_again or not is_same_agent or self._written_between(last, event)
+        if event.kind == "publish":
+            return self._written_between(last, event) or not (is_same_agent or is_retry or same)
+        if same:
+            return False
+        if one is not None and two is not None and one != two:
+            return True
+        if is_same_agent:
+            return event.source is not None and event.source in readers
+        return not is_retry
+
+    def _written_between(self, last: Event, event: Event) -> bool:
+        """Whether the task's output was written between two announcements."""
+        name = ("wrote", event.workflow, event.task)
+        place = self._places.get(name)
+        return place is not None and last.at < ended(place.last) <= event.at
+
+    def _elsewhere(self, event: Event) -> Copy | None:
+        """The same content under another task of the workflow."""
+        if event.kind == "write":
+            self._places[("wrote", event.workflow, event.task)] = _Place(event, event)
+            self._places.move_to_end(("wrote", event.workflow, event.task))
+            if len(self._places) > self._keys:
+                self._places.popitem(last=False)
+        if event.digest is None or event.kind not in ("write", "publish"):
+            return None
+        if event.payload_bytes is not None and event.payload_bytes < _MIN_BYTES:
+            return None
+        name = (event.workflow, event.kind, event.digest)
+        tasks = self._contents.get(name)
+        task = event.task or ""
+        if tasks is None:
+            self._contents[name] = {task: event}
+            if len(self._contents) > self._keys:
+                self._contents.popitem(last=False)
+            return None
+        self._contents.move_to_end(name)
+        if task in tasks:
+            return None
+        first = next(iter(tasks.values()))
+        tasks[task] = event
+        if len(tasks) > _TASKS:
+            del tasks[list(tasks)[1]]
+        if ended(event) - ended(first) > self._within:
+            self._contents[name] = {task: event}
+            return None
+        return Copy(first, event, "same_content", 1.0 if self._sketch is not None else None)
+
+    def _similar(self, event: Event, sketch: Any) -> Copy | None:
+        """Nearly the same text in the workflow: the most similar one, under another task or by another agent."""
+        texts = self._texts.get(event.workflow)
+        if texts is None:
+            texts = self._texts[event.workflow] = []
+            if len(self._texts) > self._keys:
+                self._texts.popitem(last=False)
+        else:
+            self._texts.move_to_end(event.workflow)
+        best: Copy | None = None
+        for first, known in texts:
+            if first.kind != event.kind or (first.task == event.task and first.source == event.source):
+                continue
+            if first.digest is not None and first.digest == event.digest and event.kind == "handoff":
+                continue  # handed on unchanged: forwarding, and no second output
+            likeness = float(known.jaccard(sketch))
+            if likeness >= (self._similarity or 1.0) and (best is None or likeness > (best.similarity or 0.0)):
+                best = Copy(first, event, "similar", round(likeness, 4))
+        texts.append((event, sketch))
+        if len(texts) > _TASKS:
+            del texts[0]
+        return best
+
+    def __len__(self) -> int:
+        return max(len(self._places), len(self._contents), len(self._texts))
+
+
+def _write_place(event: Event) -> _Name:
+    return "write", event.workflow, event.task, event.store, event.key
+
+
+def _bus_place(event: Event, kind: str | None = None) -> _Name:
+    name = (kind or event.kind, event.workflow, event.task, event.store, event.key)
+    return name if name[0] != "deliver" else (*name, event.target)
+
+
+def _sketcher() -> Sketch:
+    """MinHash over shingles of words, by datasketch (the extra `similarity`). Raises ValueError where it is missing."""
+    try:
+        from datasketch.minhash import MinHash
+    except ImportError as error:
+        raise ValueError(f"`similarity` needs handrail[similarity] to be installed: {error}") from None
+
+    def sketch(payload: Any) -> Any:
+        said = list(words(text_of(payload)))
+        if not said:
+            return None
+        parts = {" ".join(said[at : at + _SHINGLE]) for at in range(max(1, len(said) - _SHINGLE + 1))}
+        made = MinHash(num_perm=128, seed=1)
+        made.update_batch([part.encode("utf-8", "surrogatepass") for part in sorted(parts)])
+        return made
+
+    return sketch
+
+
+def _similarity(one: Any, other: Any) -> float | None:
+    return None if one is None or other is None else round(float(one.jaccard(other)), 4)
