@@ -120,11 +120,10 @@ class BusConfig(_Config, frozen=True):
     name: str
     listen: str
     upstream: str
-    """`nats://host:port`, or `tls://host:port`."""
+    """`nats://host:port`. A client that upgrades to TLS does so with the server itself, and passes unread."""
     protocol: Literal["nats"] = "nats"
     agent: str | None = None
     """Who connects here; overrides the sidecar's agent."""
-    tls: TlsConfig = TlsConfig()
     payload_bytes: int = 1_048_576
     """A longer payload passes, and only its size is looked at."""
     copy_bytes: int = 16_777_216
@@ -519,7 +518,7 @@ def _bad_places(config: Config, taken: dict[str, str]) -> Iterator[tuple[str, st
         yield from _bad_name(key, bus.name, names)
         yield from _not_positive(bus, f"{key}.")
         yield from _bad_listen(f"{key}.listen", bus.listen, taken)
-        if problem := bad_place(bus.upstream, ("nats", "tls")):
+        if problem := bad_place(bus.upstream, ("nats",)):
             yield f"{key}.upstream", problem
 
 
@@ -533,7 +532,7 @@ def _bad_name(key: str, name: str, names: dict[str, str]) -> Iterator[tuple[str,
 
 def bad_place(text: str, schemes: Sequence[str]) -> str | None:
     """Why a text is no address of a server of one of these schemes, or None."""
-    wanted = f"write {schemes[0]}://host:port, or {schemes[1]}://host:port for TLS"
+    wanted = f"write {schemes[0]}://host:port" + (f", or {schemes[1]}://host:port for TLS" if schemes[1:] else "")
     try:
         parts = urlsplit(text)
         port = parts.port
