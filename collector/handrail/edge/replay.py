@@ -121,6 +121,9 @@ def records(files: Sequence[str], inspector: Inspector, progress: "_Advance") ->
         yield from decision.findings
         yield from decision.faults
     yield from open_.values()
+    settled = inspector.pipeline.settle()
+    yield from settled.findings
+    yield from settled.faults
 
 
 def _decisions(file: str, inspector: Inspector, progress: "_Advance") -> Iterator[Decision]:

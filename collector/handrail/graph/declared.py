@@ -11,7 +11,7 @@ Handrail's own form, as YAML or JSON:
 
 `join` says whether an agent starts when all of its predecessors have handed over (`all`, the default) or when any has
 (`any`). `seconds` is how long an agent works or an edge takes, for the critical path. `nodes`, `tasks` and `steps`
-stand for `agents`; `links` and `transitions` for `edges`; `source`/`target`, `src`/`dst` for `from`/`to`. An agent may name
+stand for `agents`; `links` and `transitions` for `edges`; `source`/`target` and more for `from`/`to`. An agent may name
 what it needs (`depends_on`, `needs`, `after`) or what follows (`next`, `to`). Without any of those keys a mapping is an
 adjacency list: `researcher: [analyst, writer]`.
 
