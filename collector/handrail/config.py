@@ -202,6 +202,9 @@ class EdgeConfig(_Config, frozen=True):
     subject: str = ""
     version: str | None = None
     """Pinned version; the latest where absent."""
+    reads: str | None = None
+    """The version that the target reads, where it does not say so itself in `handrail-accept`; the pinned one where
+    absent."""
 
 
 class SchemasConfig(_Config, frozen=True):

@@ -86,6 +86,8 @@ class Event(msgspec.Struct, frozen=True, kw_only=True, gc=False, omit_defaults=T
     """Absolute, seconds since the epoch, where the caller declared one."""
     uninspected: str | None = None
     """Why the payload could not be read, where it could not; one of the reasons of `wire.body`."""
+    reads: str | None = None
+    """The versions that the target says it reads, as `handrail-accept` carries them: `subject@version, …`."""
 
 
 class Finding(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="type", tag="finding"):

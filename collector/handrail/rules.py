@@ -36,6 +36,7 @@ from handrail.detectors.duplicate import OutputDuplicate
 from handrail.detectors.early import HandoffEarly
 from handrail.detectors.loop import HandoffLoop
 from handrail.detectors.lost import LostUpdate
+from handrail.detectors.mismatch import SchemaMismatch
 from handrail.detectors.partial import HandoffPartial
 from handrail.detectors.stale import StaleRead
 from handrail.detectors.torn import TornRead
@@ -50,6 +51,7 @@ KINDS: Mapping[str, type[Detector]] = {
         SchemaViolation,
         SchemaUnknown,
         SchemaDrift,
+        SchemaMismatch,
         OutputDuplicate,
         BudgetExceeded,
         StaleRead,

@@ -25,6 +25,7 @@ SCHEMA = {
 PARAMS: dict[str, tuple[dict[str, Any], ...]] = {
     "schema.violation": ({}, {"violations": 1}),
     "schema.unknown": ({}, {"of": "subject"}, {"of": "subject", "even_if_empty": True, "again_seconds": 5}),
+    "schema.mismatch": ({}, {"again_seconds": 5, "undecided": False}),
     "schema.drift": ({}, {"learn": 1, "window": 10, "false_alarm": 0.4}),
     "output.duplicate": ({}, {"within_seconds": 10}),
     "state.stale_read": ({}, {"grace_seconds": 3, "acts_seconds": 0}, {"refuse": "stale"}),
@@ -102,6 +103,7 @@ def events(draw: st.DrawFn, *, strange: bool = False) -> Event:
         state_version=draw(st.none() | st.sampled_from([1, 2, 3, "1.2", "2.1", "etag"])),
         status=draw(st.none() | st.sampled_from(["missing", 200])),
         uninspected=draw(st.none() | st.none() | st.sampled_from(sorted(REASONS))),
+        reads=draw(st.sampled_from([None, "s@1", "s@2, s@1", "2", "@,"])),
     )
 
 

@@ -274,6 +274,9 @@ def begin(
             subject, version = schema_named(payload["$schema"])
         if version is None and "schema_version" in payload:
             version = text(payload["schema_version"])
+    reads = None
+    if (value := headers.get(b"handrail-accept")) is not None:
+        reads = _header(value)
     source, target = get("source"), get("target")
     confidence: Confidence | None = "exact"
     if source is None or target is None:
@@ -306,6 +309,7 @@ def begin(
         span_id=span_id,
         deadline=deadline,
         uninspected=body.reason if request.size or request.cut is not None else None,
+        reads=reads,
     )
 
 
@@ -321,4 +325,6 @@ def complete(event: Event, exchange: Exchange, **fields: object) -> Event:
             fields["status"] = reply.status
         fields["ttfb_ms"] = max(0.0, reply.at - exchange.request.end) * 1000
         fields["reply_bytes"] = reply.size
+        if (value := reply.headers.get(b"handrail-accept")) is not None:
+            fields["reads"] = _header(value)
     return msgspec.structs.replace(event, **fields)

@@ -805,12 +805,13 @@ def matcher(pattern: str) -> Matcher:
 
 
 class _Edge:
-    __slots__ = ("any_task", "source", "subject", "target", "task", "version")
+    __slots__ = ("any_task", "reads", "source", "subject", "target", "task", "version")
 
     def __init__(self, edge: EdgeConfig) -> None:
         self.source, self.target, self.task = matcher(edge.source), matcher(edge.target), matcher(edge.task)
         self.any_task = edge.task == "*"
         self.subject, self.version = edge.subject or None, edge.version
+        self.reads = edge.reads
 
     def covers(self, source: str, target: str, task: str) -> bool:
         return self.source(source) and self.target(target) and (self.any_task or self.task(task))
@@ -951,6 +952,16 @@ class Registry:
                 self._memo.clear()
             self._memo[key] = selected
         return selected
+
+    def reads(self, event: Event) -> tuple[str | None, str]:
+        """The version of its subject that an event's target reads by configuration, and by which key: the first edge
+        that matches and says `reads`, or pins a version. None where none does."""
+        for edge in self._edges:
+            if (edge.reads or edge.version) is None or edge.subject != event.subject:
+                continue
+            if edge.covers(event.source or "", event.target or "", event.task or ""):
+                return (edge.version, "version") if edge.reads is None else (edge.reads, "reads")
+        return None, ""
 
     def _select(self, event: Event) -> Selected:
         subject, version = event.subject, event.version
