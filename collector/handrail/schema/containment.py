@@ -153,7 +153,9 @@ class _Proof:
                 is_split = any(each.schema is branch for each in writers for branch in branches)
                 if branches and len(branches) <= 64 and not is_split:
                     rest = tuple(each for each in writers if each.schema is not place.schema)
-                    remains = {k: v for k, v in split.items() if k != keyword}
+                    # What is unevaluated depends on the applicator that is taken away here: it goes with it.
+                    gone = (keyword, "unevaluatedItems", "unevaluatedProperties")
+                    remains = {k: v for k, v in split.items() if k not in gone}
                     fixed = (*rest, place._replace(schema=remains)) if place in writers else writers
                     if all(
                         self.follows((*fixed, place.inner(branch)), reader, trail, level) for branch in split[keyword]

@@ -14,7 +14,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from fractions import Fraction
 from functools import lru_cache
-from itertools import chain, islice
+from itertools import chain, islice, product
 from typing import Any, NamedTuple
 
 import jsonschema_rs
@@ -188,8 +188,7 @@ Budget = Callable[[], bool]
 def values(wishes: Iterable[Wish], spent: Budget) -> Iterator[Any]:
     """Values that may fulfil all the wishes, likely ones first. `spent` is asked at each step and ends the search."""
     wishes = tuple(wishes)
-    tells_spelling = any(wish.place.draft == 4 for wish in wishes)
-    return _Builder(_hints(wishes), spent, tells_spelling=tells_spelling).values(wishes, 0)
+    return _Builder(_hints(wishes), spent, min((wish.place.draft for wish in wishes), default=20)).values(wishes, 0)
 
 
 class _Hints(NamedTuple):
@@ -240,11 +239,12 @@ _COUNTS = frozenset({"minLength", "maxLength", "minItems", "maxItems", "minPrope
 
 
 class _Builder:
-    def __init__(self, hints: _Hints, spent: Budget, *, tells_spelling: bool) -> None:
+    def __init__(self, hints: _Hints, spent: Budget, oldest: int) -> None:
         self._hints = hints
         self._spent = spent
-        self._tells_spelling = tells_spelling
-        """Draft 4 takes 1 for an integer and 1.0 for none."""
+        self._oldest = oldest
+        """The oldest draft among the schemas. Draft 4 takes 1 for an integer and 1.0 for none; up to draft 7 a format
+        is asserted."""
 
     def values(self, wishes: tuple[Wish, ...], depth: int) -> Iterator[Any]:
         if depth > MAX_DEPTH:
@@ -467,7 +467,7 @@ class _Builder:
             at = exact(value)
             if all(_number_holds(k, v, at) for k, v in holds) and not any(_number_holds(k, v, at) for k, v in fails):
                 yield value
-                if whole and self._tells_spelling and abs(value) < 2**53:
+                if whole and self._oldest == 4 and abs(value) < 2**53:
                     yield float(value)
 
     def _strings(self, case: _Case) -> Iterator[str]:
@@ -485,7 +485,7 @@ class _Builder:
             return (
                 shortest <= len(text) <= longest
                 and all(_string_holds(k, v, text, draft) for k, v in holds if k in ("pattern", "format"))
-                and not any(_string_holds(k, v, text, draft) for k, v in fails if k in ("pattern", "format"))
+                and not any(_string_holds(k, v, text, self._oldest) for k, v in fails if k in ("pattern", "format"))
             )
 
         seen = set()
@@ -549,12 +549,13 @@ class _Builder:
                     found.append(Wish(place.inner(prefix[index]), True))
                 elif "items" in view:
                     found.append(Wish(place.inner(view["items"]), True))
-                elif "unevaluatedItems" in view:
+                elif "unevaluatedItems" in view and "contains" not in view:
                     found.append(Wish(place.inner(view["unevaluatedItems"]), True))
             return tuple(found)
 
         declared = max((len(view.get("prefixItems", ())) for view, _ in case.shapes), default=0)
-        for start in dict.fromkeys((0, declared)):
+        # One item may serve several goals, or each its own.
+        for start, apart in product(dict.fromkeys((0, declared)), (True, False)):
             wanted: dict[int, list[Wish]] = {}
             twins = False
             free = start
@@ -565,7 +566,7 @@ class _Builder:
                 index = goal.key
                 if goal.kind == "from":
                     index = max(goal.key, free)
-                    free = index + 1
+                    free = index + apart
                 wanted.setdefault(index, []).extend(goal.wishes)
             need = max([least, *(index + 1 for index in wanted), 2 if twins else 0])
             lengths = (need, need + 1, declared, declared + 1, min(most, 16), most if most < MAX_LENGTH else need)
@@ -748,7 +749,7 @@ class _Builder:
     def _spare(self, base: Mapping[str, Any], lacking: set[str], shapes: "_Shapes") -> Iterator[str]:
         yield from shapes.declared
         yield from (name for name in self._hints.names if shapes.allows(name))
-        for pattern in shapes.patterns:
+        for pattern in dict.fromkeys((*shapes.patterns, *self._hints.patterns)):
             stem = next(pattern_samples(pattern, 0), "")
             yield from (f"{stem}{index}" for index in range(64) if shapes.allows(f"{stem}{index}"))
         yield from (name for name in (f"k{index}" for index in range(2 * MAX_LENGTH)) if shapes.allows(name))
