@@ -323,6 +323,8 @@ def _config(file: str | None) -> "Config":
     config, beside = load(text, file), Path(file).parent
     if config.schemas.directory is not None:
         config = replace(config, schemas=replace(config.schemas, directory=str(beside / config.schemas.directory)))
+    if config.graph.file is not None:
+        config = replace(config, graph=replace(config.graph, file=str(beside / config.graph.file)))
     rules = tuple(str(beside / path) for path in config.rules.files)
     routes = tuple(
         replace(route, tls=replace(route.tls, ca_file=str(beside / route.tls.ca_file))) if route.tls.ca_file else route

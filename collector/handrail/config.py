@@ -259,6 +259,13 @@ class RegistryConfig(_Config, frozen=True):
     """Requests that may wait for a schema to be compiled or compared; more are told to come again."""
 
 
+class GraphConfig(_Config, frozen=True):
+    """Who may hand over to whom, where somebody declared it."""
+
+    file: str | None = None
+    """A graph as `handrail graph check` reads it; the plan of every workflow that has none of its own."""
+
+
 class RulesConfig(_Config, frozen=True):
     builtin: bool = True
     files: tuple[str, ...] = ()
@@ -303,6 +310,7 @@ class Config(_Config, frozen=True):
     schemas: SchemasConfig = SchemasConfig()
     registry: RegistryConfig | None = None
     rules: RulesConfig = RulesConfig()
+    graph: GraphConfig = GraphConfig()
     clickhouse: ClickHouseConfig = ClickHouseConfig()
     admin: AdminConfig = AdminConfig()
     payloads: bool = False

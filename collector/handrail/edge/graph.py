@@ -9,6 +9,7 @@ import msgspec
 import orjson
 from aiohttp import web
 
+from handrail.config import Config
 from handrail.edge.files import Unreadable, decoded
 from handrail.event import Decision, Event, rfc3339
 from handrail.graph import declared, report
@@ -46,6 +47,30 @@ def read_plans(file: str) -> list[tuple[str, Plan]]:
         return [(name, declared.read(text, name))]
     except PlanError as error:
         raise Unreadable([f"{name}: {error}"]) from None
+
+
+def configured_plans(config: Config, at: float) -> list[Event]:
+    """The graph that a configuration names as `plan` events of that instant. Raises Unreadable where it is none."""
+    if config.graph.file is None:
+        return []
+    return [
+        Event(
+            kind="plan",
+            id=f"plan-{name}",
+            at=at,
+            operation="graph.file",
+            outcome="completed",
+            payload={
+                "agents": [
+                    {"name": each, "join": "any" if each in plan.any_join else "all"}
+                    | ({"agent": called} if (called := plan.does.get(each) or plan.labels.get(each)) else {})
+                    for each in plan.agents
+                ],
+                "edges": [list(edge) for edge in plan.edges],
+            },
+        )
+        for name, plan in read_plans(config.graph.file)
+    ]
 
 
 def _plan_events(text: str) -> Iterator[tuple[int, Any]]:
@@ -99,7 +124,6 @@ LIMIT 100000
 
 def recorded_edges(files: Sequence[str], workflow: str | None = None) -> "list[ObservedEdge]":
     """The observed graph of recordings, as `handrail replay` reads them. Raises Unreadable."""
-    from handrail.config import Config
     from handrail.edge.replay import records
     from handrail.pipeline import build
     from handrail.schema.registry import Registry

@@ -8,6 +8,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import BinaryIO, Literal, Protocol
 
@@ -20,6 +21,7 @@ from rich.text import Text
 
 from handrail.config import Config
 from handrail.edge.files import Unreadable, decoded, load_packs, load_registry
+from handrail.edge.graph import configured_plans
 from handrail.event import SEVERITIES, Decision, Event, Fault, Finding, Severity, event_from, rfc3339, to_json
 from handrail.pipeline import Inspector, build, replay_events, replay_exchanges
 from handrail.rules import watches
@@ -88,7 +90,9 @@ def run(
     summary = Summary()
     printer: _Printer = _Lines(payloads) if output == "json" else _Tables()
     with _progress(files, output) as progress:
-        for record in records(files, inspector, progress):
+        declared = [inspector.pipeline.observe(plan) for plan in configured_plans(config, 0.0)]
+        told = (found for decision in declared for found in decision.findings)
+        for record in chain(told, records(files, inspector, progress)):
             summary.add(record)
             printer.add(record)
     summary.files = len(files)

@@ -20,7 +20,7 @@ from handrail.config import Config, ConfigError, RouteConfig
 from handrail.edge.admin import Admin
 from handrail.edge.clickhouse import ClickHouseSink
 from handrail.edge.files import Unreadable, load_packs, load_registry, read_schemas, schema_stamp
-from handrail.edge.graph import PlanApi
+from handrail.edge.graph import PlanApi, configured_plans
 from handrail.edge.metrics import Metrics
 from handrail.edge.proxy import Proxy
 from handrail.edge.record import Recorder, Rows
@@ -135,6 +135,7 @@ class Sidecar:
         self.proxy = Proxy(self.listeners, config.limits, self.inspector, self.recorder)
         self.admin = Admin(config.admin, self.metrics, ready=self.unready)
         PlanApi(self._told, self.proxy.now).add_to(self.admin.app)
+        self._plans = configured_plans(config, self.proxy.now())
         self.admin_address: tuple[str, int] | None = None
         self.services: list[Service] = []
         self.schemas: Schemas | None = None
@@ -176,6 +177,8 @@ class Sidecar:
         self._count_schemas(valid=True)
         if self.config.schemas.directory is not None:
             self._watcher = asyncio.create_task(self._watch(self.config.schemas.directory))
+        for plan in self._plans:
+            self._told(plan)
         self._ready = True
         for listener, (host, port) in zip(self.listeners, addresses, strict=True):
             where = f"{listener.target.authority}" if listener.target is not None else "the hosts of forward.allow"
