@@ -258,6 +258,21 @@ def _schema_diff(args: argparse.Namespace) -> int:
     return compare.diff(args.old, args.new, draft=args.draft, output=args.output)
 
 
+def _schema_infer(args: argparse.Namespace) -> int:
+    from handrail.edge import learn
+
+    return learn.infer(args.files, _config(args.config), subject=args.subject, output=args.output)
+
+
+def _schema_accept(args: argparse.Namespace) -> int:
+    from handrail.config import AdminConfig
+    from handrail.edge import learn
+
+    into = _catalogue(args)
+    admin = args.admin or (_config(args.config).admin if args.config else AdminConfig()).listen
+    return learn.accept(into, args.subject, admin, mode=args.mode, output=args.output)
+
+
 def _catalogue(args: argparse.Namespace) -> "Catalogue":
     """The registry that a `schema` command works on: a directory, a service, or what a configuration names."""
     from handrail.edge import catalogue
@@ -608,6 +623,49 @@ exit status: 0; 2 where there is none.""",
     _registry_flags(show)
 
     _comparison_commands(actions)
+    _learning_commands(actions)
+
+
+def _learning_commands(actions: Any) -> None:
+    infer = _command(
+        actions,
+        "infer",
+        "propose a schema from recordings",
+        """\
+Proposes a schema for each subject of the payloads in recordings (HAR 1.2, event JSON lines): one that accepts all of
+them. How stable it is goes to standard error.""",
+        """\
+examples:
+  handrail schema infer traffic.har --subject writer.reviewer > report.json
+  handrail schema infer events.jsonl --output json
+
+exit status: 0; 2 where there is nothing to learn from.""",
+        _schema_infer,
+    )
+    infer.add_argument("files", nargs="+", metavar="FILE", help="recordings; - is standard input")
+    infer.add_argument("--subject", metavar="SUBJECT", help="only this one (default all)")
+    _config_flag(infer)
+    _output_flag(infer)
+
+    accept = _command(
+        actions,
+        "accept",
+        "register what a running sidecar has learned",
+        """\
+Registers the schema that a sidecar, run with `schemas.learn: true`, has inferred from the traffic of a subject that
+has none.""",
+        """\
+examples:
+  handrail schema accept writer.reviewer --schemas schemas
+  handrail schema accept writer.reviewer --admin 10.0.0.7:9464 --registry http://127.0.0.1:8081
+
+exit status: 0; 1 where it is not compatible with what is registered; 2 where nothing was learned or can be written.""",
+        _schema_accept,
+    )
+    accept.add_argument("subject", metavar="SUBJECT", help="the lineage that it becomes")
+    _flag(accept, "--admin", "ADDR", "the admin port of the sidecar (default 127.0.0.1:9464)")
+    accept.add_argument("--mode", choices=LEVELS, metavar="MODE", help="as of `schema register`")
+    _registry_flags(accept)
 
 
 def _graph_commands(commands: Any) -> None:
@@ -652,7 +710,8 @@ examples:
   handrail graph show --clickhouse chdb:///var/lib/handrail --since 24h --output dot | dot -Tsvg > graph.svg
   handrail graph show traffic.jsonl --output json | handrail graph check -
 
-exit status: 0 where it is acyclic; 1 where it has a cycle, which is normal where agents answer each other; 2 bad input.""",
+exit status: 0 where it is acyclic; 1 where it has a cycle, which is normal where agents answer each other; 2 where
+it cannot be read.""",
         _graph_show,
     )
     show.add_argument("files", nargs="*", metavar="FILE", help="recordings; - is standard input")

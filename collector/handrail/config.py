@@ -212,6 +212,11 @@ class SchemasConfig(_Config, frozen=True):
     """`<directory>/<subject>/<version>.json`"""
     edges: tuple[EdgeConfig, ...] = ()
     poll_seconds: float = 1.0
+    learn: bool = False
+    """Infer a schema for each subject that has none; it is proposed on the admin port, and registered by nobody but
+    `handrail schema accept`."""
+    learn_subjects: int = 200
+    """How many subjects are learned at once."""
 
 
 class RegistryConfig(_Config, frozen=True):

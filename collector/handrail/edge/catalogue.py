@@ -323,7 +323,21 @@ def register(
     """Registers a schema file. The exit status: 0, or 1 where it is not compatible."""
     text = sys.stdin.read() if file == "-" else read_text(file)
     named = [_reference(each) for each in references]
-    outcome = catalogue.register(subject, text, version=version, references=named, mode=mode)
+    return register_text(catalogue, subject, text, version=version, references=named, mode=mode, output=output)
+
+
+def register_text(
+    catalogue: Catalogue,
+    subject: str,
+    text: str,
+    *,
+    version: str | None = None,
+    references: Sequence[Reference] = (),
+    mode: str | None = None,
+    output: str = "text",
+) -> int:
+    """Registers a schema and says what came of it. The exit status: 0, or 1 where it is not compatible."""
+    outcome = catalogue.register(subject, text, version=version, references=references, mode=mode)
     entry = outcome.entry
     if entry is None:
         if output == "json":

@@ -21,6 +21,7 @@ from handrail.edge.admin import Admin
 from handrail.edge.clickhouse import ClickHouseSink
 from handrail.edge.files import Unreadable, load_packs, load_registry, read_schemas, schema_stamp
 from handrail.edge.graph import PlanApi, configured_plans
+from handrail.edge.learn import Learner
 from handrail.edge.metrics import Metrics
 from handrail.edge.proxy import Proxy
 from handrail.edge.record import Recorder, Rows
@@ -131,11 +132,16 @@ class Sidecar:
             ClickHouseSink(config.clickhouse, self.metrics, payloads=config.payloads) if config.clickhouse.dsn else None
         )
         sinks: tuple[Rows, ...] = (self.sink,) if self.sink is not None else ()
+        self.learner = Learner(self.registry, config.schemas.learn_subjects) if config.schemas.learn else None
+        if self.learner is not None:
+            sinks = (*sinks, self.learner)
         self.recorder = Recorder(self.metrics, sinks + also)
         self.proxy = Proxy(self.listeners, config.limits, self.inspector, self.recorder)
         self.admin = Admin(config.admin, self.metrics, ready=self.unready)
         PlanApi(self._told, self.proxy.now).add_to(self.admin.app)
         self._plans = configured_plans(config, self.proxy.now())
+        if self.learner is not None:
+            self.learner.add_to(self.admin.app)
         self.admin_address: tuple[str, int] | None = None
         self.services: list[Service] = []
         self.schemas: Schemas | None = None

@@ -365,7 +365,7 @@ def _schema(node: Node, *, closed: bool) -> dict[str, Any]:
         if (name := node.format(10 if closed else 1)) != "":
             schema["format"] = name
         words = node.enumeration(20)
-        if words is not None and set(types) <= {"string", "null"}:
+        if words is not None and (closed or len(words) > 1) and set(types) <= {"string", "null"}:
             schema["enum"] = [*sorted(words), *([None] if "null" in types else [])]
             if not closed:
                 del schema["type"]
