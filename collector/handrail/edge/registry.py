@@ -268,8 +268,9 @@ class RegistryApi:
             reply = web.Response(status=500, body=orjson.dumps(failed))
         if reply.content_type == "application/octet-stream":
             reply.headers["Content-Type"] = media or MEDIA_TYPES[0]
+        reply = _conditional(request, reply)
         self._metrics.count("handrail_registry_requests_total", request.method, str(reply.status))
-        return _conditional(request, reply)
+        return reply
 
     def _admit(self, request: web.Request) -> None:
         """Who may do it. Raises Denied."""
