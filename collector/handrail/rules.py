@@ -76,6 +76,8 @@ class TestConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     name: str
     schemas: dict[str, dict[str | int, Any]] = {}
     """subject → version → schema, registered before the first event."""
+    learned: dict[str, tuple[Any, ...]] = {}
+    """subject → schemas, learned from traffic before the first event; their versions are 1, 2, …"""
     edges: tuple[EdgeConfig, ...] = ()
     events: tuple[dict[str, Any], ...]
     """Event fields; `body` is short for `payload`, and what is left out is filled in by `event_of`."""

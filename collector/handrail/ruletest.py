@@ -42,6 +42,9 @@ def check(pack: Pack, config: RuleConfig, test: TestConfig) -> str:
     }
     if problems := registry.load(files):
         return "; ".join(map(str, problems))
+    for subject, documents in test.learned.items():
+        for document in documents:
+            registry.learn(subject, document)
     pipeline = Pipeline((watch(pack, config, registry),), registry)
     found: list[Finding] = []
     decisions: list[Decision] = []

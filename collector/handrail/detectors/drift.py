@@ -25,6 +25,7 @@ import msgspec
 import orjson
 
 from handrail.detectors import NOTHING, Count, Rule, Sight, finding, instant
+from handrail.detectors.forms import Forms
 from handrail.event import Event, Finding
 from handrail.schema.declared import Declarations, Declared, has_format
 from handrail.schema.inference import MAX_DEPTH, Node, Profile, format_of, is_id, is_word
@@ -55,6 +56,8 @@ Steps = tuple[str | None, ...]
 
 
 class DriftParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    of: Literal["payloads", "forms"] = "payloads"
+    """`forms`: the schemas that traffic itself carries, see `Forms`; all but `keys` is for payloads."""
     learn: Count = 20
     """Payloads that make a past where no schema says what is new."""
     window: Annotated[int, msgspec.Meta(ge=10)] = 50
@@ -320,10 +323,13 @@ class SchemaDrift:
         self._senders: OrderedDict[tuple[Any, ...], Sender] = OrderedDict()
         self._asked: OrderedDict[str, None] = OrderedDict()
         self._version_from = tuple(tuple(path.split(".")) for path in params.version_from)
+        self._forms = Forms(rule, params.keys, registry) if params.of == "forms" else None
 
     def observe(self, event: Event) -> Iterable[Finding]:
         if event.kind not in _KINDS:
             return NOTHING
+        if self._forms is not None:
+            return self._forms.observe(event)
         payload, reply = event.payload, event.reply
         if event.outcome == "asked":
             self._asked[event.id] = None

@@ -7,12 +7,13 @@ import msgspec
 
 from handrail.detectors import NOTHING, Count, Rule, Seconds, Sight, between, finding
 from handrail.event import Event, Finding
-from handrail.schema.registry import Registry
+from handrail.schema.registry import Registry, is_untyped
 
 
 class UnknownParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    of: Literal["version", "subject"] = "version"
-    """`version`: the subject is registered, this version of it is not. `subject`: the subject is not registered."""
+    of: Literal["version", "subject", "type"] = "version"
+    """`version`: the subject is registered, this version of it is not. `subject`: the subject is not registered.
+    `type`: the traffic's own schema says nothing of what is handed over."""
     again_seconds: Seconds = 3600.0
     """How long one subject and version of one workflow stays quiet after a finding."""
     even_if_empty: bool = False
@@ -35,11 +36,19 @@ class SchemaUnknown:
         if event.payload is None or event.kind != "handoff":
             return NOTHING
         registry, subject = self._registry, event.subject
-        if registry.schema(subject, event.version) is not None:
-            return NOTHING
         params = self._params
-        known = registry.versions(subject)
-        if bool(known) != (params.of == "version") or (not len(registry) and not params.even_if_empty):
+        schema = registry.schema(subject, event.version)
+        if params.of == "type":
+            if schema is None or not registry.is_learned(subject, event.version) or not is_untyped(schema.document):
+                return NOTHING
+            known: tuple[str, ...] = ()
+        elif schema is not None:
+            return NOTHING
+        else:
+            known = registry.versions(subject)
+        if params.of == "type":
+            pass
+        elif bool(known) != (params.of == "version") or (not len(registry) and not params.even_if_empty):
             return NOTHING
         # The workflow is part of the key: one workflow must not silence what another would be told.
         key = (event.workflow, subject, event.version, *((event.source, event.target) if subject is None else ()))
@@ -50,6 +59,16 @@ class SchemaUnknown:
         self._said[key] = event.at
         if len(self._said) > params.keys:
             del self._said[next(iter(self._said))]
+        if params.of == "type":
+            return (
+                finding(
+                    self._rule,
+                    event,
+                    f"the handoff from {between(event)} is untyped: {event.operation or subject} declares no arguments",
+                    evidence={"missing": "type", "operation": event.operation},
+                    side="sender",
+                ),
+            )
         what = (
             f"{subject}@{event.version}"
             if known

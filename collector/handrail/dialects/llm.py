@@ -42,7 +42,7 @@ from handrail.dialects.conventions import (
 )
 from handrail.dialects.turns import Call, Format, Result, Said, Tool, Turn
 from handrail.event import Confidence, Event, Fault, Outcome, digest_of
-from handrail.schema.registry import Registry, SchemaError
+from handrail.schema.registry import Registry, SchemaError, is_untyped
 from handrail.wire import Body, Exchange
 
 KEPT_BYTES = 262_144
@@ -739,26 +739,6 @@ class Conversations:
 _NOWHERE = _Thread(workflow="")
 _CERTAIN = 3
 """How well a call fits a new conversation when nothing else could have begun it so."""
-
-
-def is_untyped(document: object) -> bool:
-    """Whether a tool's schema says nothing of its arguments but that they are an object."""
-    return type(document) is dict and not any(document.get(key) for key in _SAYING)
-
-
-_SAYING = (
-    "properties",
-    "required",
-    "allOf",
-    "anyOf",
-    "oneOf",
-    "not",
-    "$ref",
-    "patternProperties",
-    "enum",
-    "const",
-    "if",
-)
 
 
 def _identity(turn: Turn) -> str:

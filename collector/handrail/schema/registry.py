@@ -820,6 +820,16 @@ class _Edge:
 Selected = tuple[str | None, str | None]
 
 
+_SAYING = frozenset(
+    "properties required allOf anyOf oneOf not $ref patternProperties enum const if".split()  # noqa: SIM905
+)
+
+
+def is_untyped(document: object) -> bool:
+    """Whether a schema says nothing of its values but that they are objects."""
+    return type(document) is dict and not any(document.get(key) for key in _SAYING)
+
+
 LEARNED_SUBJECTS = 1_000
 LEARNED_VERSIONS = 20
 """How much is kept of what traffic itself says of its schemas."""
@@ -928,7 +938,7 @@ class Registry:
         """The versions of a subject, oldest first, then those that were learned; empty where it is not known."""
         if subject is None:
             return ()
-        return (*self._subjects.get(subject, ()), *self._learned.get(subject, ()))
+        return tuple(dict.fromkeys((*self._subjects.get(subject, ()), *self._learned.get(subject, ()))))
 
     def schema(self, subject: str | None, version: str | None) -> Schema | None:
         """The schema of a subject and version, None where there is none."""
