@@ -18,7 +18,7 @@ from handrail.schema import COMPATIBILITY_MODES, COMPATIBILITY_POLICIES, conflue
 from handrail.schema.containment import admits_everything, follows
 from handrail.schema.difference import Change, difference, escaped
 from handrail.schema.registry import DRAFTS, SchemaError, type_name
-from handrail.schema.witness import Place, Wish, plain, refuse, root, values
+from handrail.schema.witness import MAX_DEPTH, Place, Wish, plain, refuse, root, values
 
 MODES = COMPATIBILITY_MODES
 POLICIES = COMPATIBILITY_POLICIES
@@ -28,8 +28,11 @@ MAX_NESTING = 128
 MAX_REASONS = 20
 SURE_STEPS = 2_000
 """Steps of the search after a proof that there is nothing to find: the price of not having to trust it."""
-SEARCH_STEPS = 60_000
-"""Steps of the search where nothing is known, half a second of one core."""
+SEARCH_STEPS = 30_000
+"""Steps of the search where nothing is known, for shallow values and again for deep ones: half a second of one core."""
+SHALLOW = 4
+"""Levels of a value that are tried first."""
+MAX_WITNESSES = 100
 MORE_STEPS = 3_000
 """Steps after the first witness, for further reasons and a shorter payload."""
 
@@ -104,7 +107,8 @@ def check(
     if not refused:
         return next((verdict for verdict in verdicts if verdict.decided != "proved"), verdicts[0])
     shown = min(refused, key=lambda verdict: ("witness", "proved", "undecided").index(verdict.decided))
-    return msgspec.structs.replace(shown, reasons=tuple(reason for each in refused for reason in each.reasons))
+    rest = [verdict for verdict in refused if verdict is not shown]
+    return msgspec.structs.replace(shown, reasons=tuple(r for each in (shown, *rest) for r in each.reasons))
 
 
 def check_all(
@@ -289,14 +293,13 @@ def _covers(writer: _Side, reader: _Side) -> str:
 
 
 class _Search:
-    """Looks for witnesses, in portions: each goes on where the one before ended."""
+    """Looks for witnesses."""
 
     def __init__(self, writer: _Side, reader: _Side, out_of_time: Callable[[], bool]) -> None:
         self._writer, self._reader = writer, reader
         self._out_of_time = out_of_time
         self._steps = 0
         self._limit = 0
-        self._candidates: Iterator[Any] | None = None
         self.found: list[Any] = []
 
     def _spent(self) -> bool:
@@ -304,15 +307,18 @@ class _Search:
         return self._steps > self._limit or (self._steps % 64 == 0 and self._out_of_time())
 
     def run(self, steps: int) -> bool:
-        """Whether there is a witness. A search that was cut short begins anew with the larger allowance."""
-        self._steps, self._limit = 0, steps
+        """Whether there is a witness. The search begins anew each time, with the allowance that is given."""
         wishes = (Wish(self._writer.place, True), Wish(self._reader.place, False))
-        for candidate in values(wishes, self._spent):
-            if self._reader.admits(candidate) is False and self._writer.admits(candidate) is True:
-                self.found.append(candidate)
-                self._limit = min(self._limit, self._steps + MORE_STEPS)
-                if len(self.found) >= 200:
-                    break
+        for depth in (SHALLOW, MAX_DEPTH):  # first what is easily read, and what a recursion would hide
+            self._steps, self._limit = 0, steps
+            for candidate in values(wishes, self._spent, depth):
+                if self._reader.admits(candidate) is False and self._writer.admits(candidate) is True:
+                    self.found.append(candidate)
+                    self._limit = min(self._limit, self._steps + MORE_STEPS)
+                    if len(self.found) >= MAX_WITNESSES:
+                        break
+            if self.found:
+                break
         return bool(self.found)
 
     def shortest(self) -> Any:

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from handrail.schema.difference import ANNOTATIONS, Change, escaped
-from handrail.schema.witness import Place, exact, is_same, matches, plain
+from handrail.schema.witness import Place, exact, identity, is_same, matches, plain
 
 MAX_DEPTH = 64
 
@@ -121,7 +121,7 @@ def _compare(old: Place, new: Place, path: str, above: frozenset[tuple[int, int]
         yield from _combined(old, new, path, above)
     elif before == "enum":
         listed = [([view["const"]] if "const" in view else view["enum"]) for view in (one, other)]
-        if not all(any(is_same(x, y) for y in listed[1]) for x in listed[0]):
+        if not set(map(identity, listed[0])) <= set(map(identity, listed[1])):
             yield Change("changed", path, "enum", *listed), "Values may not be taken out of an enumeration."
     elif before == "not":
         if any(_compare(new.inner(other["not"]), old.inner(one["not"]), path, above)):

@@ -20,7 +20,7 @@ from handrail.schema.witness import (
     TYPES_OF_NAME,
     Place,
     exact,
-    is_same,
+    identity,
     matches,
     plain,
     type_of,
@@ -215,7 +215,7 @@ class _Proof:
             case "const" | "enum":
                 admitted_values = [value] if keyword == "const" else value
                 listed = known.listed()
-                return listed is not None and all(any(is_same(x, y) for y in admitted_values) for x in listed)
+                return listed is not None and set(map(identity, listed)) <= set(map(identity, admitted_values))
             case "allOf":
                 return all(here(each) for each in value)
             case "anyOf":
@@ -237,8 +237,6 @@ class _Proof:
                 return True
             case "if":
                 return here(view.get("then", True)) and here(view.get("else", True))
-            case "then" | "else" | "minContains" | "maxContains":
-                return keyword in ("then", "else") or "contains" not in view or _alike(known, view, reader)
             case "required":
                 promised = {name for names in known.of("required") for name in names}
                 return set(value) <= promised
@@ -292,14 +290,17 @@ class _Proof:
             case "contains":
                 if view.get("minContains", 1) == 0 and "maxContains" not in view:
                     return True
-                if "minContains" in view or "maxContains" in view:
+                if "maxContains" in view:
                     return _alike(known, view, reader)
+                least = view.get("minContains", 1)
                 if any(
-                    below((place.inner(v["contains"]),), value)
-                    for v, place in known.views
-                    if v.get("minContains", 1) and "contains" in v
+                    below((place.inner(theirs["contains"]),), value)
+                    for theirs, place in known.views
+                    if "contains" in theirs and theirs.get("minContains", 1) >= least
                 ):
                     return True
+                if least > 1:
+                    return False
                 return max(known.of("minItems"), default=0) >= 1 and below(known.item(0), value)
             case "uniqueItems":
                 return value is not True or True in known.of("uniqueItems") or min(known.of("maxItems"), default=9) <= 1

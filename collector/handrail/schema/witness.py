@@ -11,7 +11,7 @@ Deterministic, and lazy: who asks for ten candidates pays for ten.
 
 import importlib
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from fractions import Fraction
 from functools import lru_cache
 from itertools import chain, islice, product
@@ -185,10 +185,15 @@ class _Case(NamedTuple):
 Budget = Callable[[], bool]
 
 
-def values(wishes: Iterable[Wish], spent: Budget) -> Iterator[Any]:
-    """Values that may fulfil all the wishes, likely ones first. `spent` is asked at each step and ends the search."""
+def values(wishes: Iterable[Wish], spent: Budget, max_depth: int = MAX_DEPTH) -> Iterator[Any]:
+    """Values that may fulfil all the wishes, likely ones first, at most `max_depth` levels deep.
+
+    `spent` is asked at each step and ends the search.
+    """
     wishes = tuple(wishes)
-    return _Builder(_hints(wishes), spent, min((wish.place.draft for wish in wishes), default=20)).values(wishes, 0)
+    return _Builder(_hints(wishes), spent, min((wish.place.draft for wish in wishes), default=20), max_depth).values(
+        wishes, 0
+    )
 
 
 class _Hints(NamedTuple):
@@ -239,7 +244,8 @@ _COUNTS = frozenset({"minLength", "maxLength", "minItems", "maxItems", "minPrope
 
 
 class _Builder:
-    def __init__(self, hints: _Hints, spent: Budget, oldest: int) -> None:
+    def __init__(self, hints: _Hints, spent: Budget, oldest: int, max_depth: int) -> None:
+        self._max_depth = max_depth
         self._hints = hints
         self._spent = spent
         self._oldest = oldest
@@ -247,7 +253,7 @@ class _Builder:
         is asserted."""
 
     def values(self, wishes: tuple[Wish, ...], depth: int) -> Iterator[Any]:
-        if depth > MAX_DEPTH:
+        if depth > self._max_depth:
             return iter(())
         cases = islice(self._cases(wishes, _Case(TYPES), 0), CASES)
         return self._in_turn(self._of_case(case, depth) for case in cases)
@@ -345,7 +351,8 @@ class _Builder:
         def goal(types: frozenset[str], *goals: _Goal) -> tuple[tuple[Wish, ...], _Case]:
             return (), case._replace(types=case.types & types, goals=(*case.goals, *goals))
 
-        for keyword, value in view.items():
+        for keyword in sorted(view, key=_COSTLY.__contains__):
+            value = view[keyword]
             if keyword == "type":
                 admitted = frozenset().union(*(TYPES_OF_NAME.get(name, frozenset()) for name in value))
                 yield (), case._replace(types=case.types - admitted)
@@ -382,7 +389,8 @@ class _Builder:
                     yield goal(_OBJECT, _Goal("lacks", name))
             elif keyword == "properties":
                 for name, each in value.items():
-                    yield goal(_OBJECT, _Goal("has", name, fails(each)))
+                    if not _is_held(name, each, case):
+                        yield goal(_OBJECT, _Goal("has", name, fails(each)))
             elif keyword == "patternProperties":
                 for pattern, each in value.items():
                     yield goal(_OBJECT, _Goal("matching", pattern, fails(each)))
@@ -419,12 +427,9 @@ class _Builder:
     # Cases to values
 
     def _of_case(self, case: _Case, depth: int) -> Iterator[Any]:
-        admitted = _admitted(case)
+        admitted, excluded = _admitted(case), _excluded(case)
         if admitted is not None:
-            excluded = _excluded(case)
-            return (
-                each for each in admitted if type_of(each) in case.types and not any(is_same(each, x) for x in excluded)
-            )
+            return (each for each in admitted if type_of(each) in case.types and identity(each) not in excluded)
         builders: tuple[tuple[str, Callable[[], Iterator[Any]]], ...] = (
             ("object", lambda: self._objects(case, depth)),
             ("array", lambda: self._arrays(case, depth)),
@@ -437,8 +442,7 @@ class _Builder:
         if depth >= 3:  # far down what is simple comes first
             builders = builders[2:] + builders[:2]
         found = self._in_turn(build() for name, build in builders if name in case.types)
-        excluded = _excluded(case)
-        return (each for each in found if not any(is_same(each, x) for x in excluded)) if excluded else found
+        return (each for each in found if identity(each) not in excluded) if excluded else found
 
     def _numbers(self, case: _Case, *, whole: bool) -> Iterator[Any]:
         holds = [(k, view[k]) for view, _ in case.shapes for k in view if KEYWORD_TYPES.get(k) is _NUMBERS]
@@ -585,6 +589,7 @@ class _Builder:
         twins: bool,
     ) -> Iterator[list[Any]]:
         items: list[Any] = []
+        taken: set[Hashable] = set()
         known: dict[tuple[int, ...], Any] = {}
         for index in range(length):
             if self._spent():
@@ -598,12 +603,13 @@ class _Builder:
                 continue
             found = self.values(all_of, depth + 1)
             if unique:
-                found = (each for each in found if not any(is_same(each, other) for other in items))
+                found = (each for each in found if identity(each) not in taken)
             try:
                 items.append(next(found))
             except StopIteration:
                 return
             known[key] = items[-1]
+            taken.add(identity(items[-1]))
         if twins:
             items[-1] = items[0]
         yield items
@@ -681,7 +687,7 @@ class _Builder:
             yield from islice(pattern_samples(pattern, 0), 3)
         yield from ("extra", "a", "0", "", "x-extra", "Extra", "extra_property_with_a_long_name")
         for wish in shapes.naming[:1]:
-            texts = self.values((*shapes.naming, Wish(_any_text(wish.place), True)), MAX_DEPTH - 2)
+            texts = self.values((*shapes.naming, Wish(_any_text(wish.place), True)), self._max_depth - 1)
             yield from (each for each in islice(texts, 8) if isinstance(each, str))
 
     def _assembled(
@@ -752,7 +758,22 @@ class _Builder:
         for pattern in dict.fromkeys((*shapes.patterns, *self._hints.patterns)):
             stem = next(pattern_samples(pattern, 0), "")
             yield from (f"{stem}{index}" for index in range(64) if shapes.allows(f"{stem}{index}"))
+        yield from (name for name in "abcdefghijklmnopqrstuvwxyz" if shapes.allows(name))
         yield from (name for name in (f"k{index}" for index in range(2 * MAX_LENGTH)) if shapes.allows(name))
+
+
+_COSTLY = frozenset({"properties", "patternProperties", "allOf", "anyOf", "oneOf", "$ref", "items", "prefixItems"})
+"""Keywords that can fail in many ways; those that can fail in one come first."""
+
+
+def _is_held(name: str, schema: Any, case: _Case) -> bool:
+    """Whether a property must satisfy word for word what is asked to fail, so that it cannot."""
+    return any(
+        name in view.get("properties", ())
+        and repr(view["properties"][name]) == repr(schema)
+        and "$" not in repr(schema)
+        for view, _ in case.shapes
+    )
 
 
 class _Nothing:
@@ -824,12 +845,13 @@ def _admitted(case: _Case) -> list[Any] | None:
     for view, _ in case.shapes:
         for listed in ([view["const"]] if "const" in view else None, view.get("enum")):
             if isinstance(listed, list):
-                found = [each for each in (listed if found is None else found) if any(is_same(each, x) for x in listed)]
+                here = set(map(identity, listed))
+                found = [each for each in (listed if found is None else found) if identity(each) in here]
     return found
 
 
-def _excluded(case: _Case) -> list[Any]:
-    return [x for k, v in case.fails if k in ("const", "enum") for x in ([v] if k == "const" else v)]
+def _excluded(case: _Case) -> set[Hashable]:
+    return {identity(x) for k, v in case.fails if k in ("const", "enum") for x in ([v] if k == "const" else v)}
 
 
 def type_of(value: Any) -> str:
@@ -841,15 +863,18 @@ def type_of(value: Any) -> str:
 _TYPE_OF = {dict: "object", list: "array", str: "string", bool: "boolean", int: "integer", type(None): "null"}
 
 
+def identity(value: Any) -> Hashable:
+    """What is equal for equal JSON values and for no others: 1 is 1.0, and neither is true."""
+    if isinstance(value, list):
+        return "array", tuple(map(identity, value))
+    if isinstance(value, dict):
+        return "object", frozenset((key, identity(each)) for key, each in value.items())
+    return isinstance(value, bool), value
+
+
 def is_same(one: Any, other: Any) -> bool:
-    """Equality of JSON values: 1 is 1.0, and neither is true."""
-    if isinstance(one, bool) or isinstance(other, bool):
-        return one is other
-    if isinstance(one, list) and isinstance(other, list):
-        return len(one) == len(other) and all(map(is_same, one, other))
-    if isinstance(one, dict) and isinstance(other, dict):
-        return one.keys() == other.keys() and all(is_same(one[key], other[key]) for key in one)
-    return bool(one == other)
+    """Whether two JSON values are equal."""
+    return identity(one) == identity(other)
 
 
 def exact(value: int | float) -> Fraction:
