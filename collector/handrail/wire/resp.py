@@ -34,7 +34,8 @@ COUNTED_BYTES: Final = 16_384
 DEPTH: Final = 64
 ITEM_BYTES: Final = 64
 """What an item of a list costs besides its bytes, so that a million empty ones meet the limit too."""
-PIPELINE: Final = 1_000_000
+PIPELINE: Final = 100_000
+"""Commands of one connection that may wait for their replies."""
 QUEUED: Final = 10_000
 """Commands of one transaction that are remembered."""
 ARGUMENTS: Final = 1_048_576
