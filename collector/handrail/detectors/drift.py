@@ -12,7 +12,8 @@ Statistics, all at the probability `false_alarm` (1e-6) under the assumption tha
   payload at the twentieth.
 - Presence rates, numbers, lengths of arrays and sizes of payloads: the two-sample Kolmogorov-Smirnov test of each
   window of 50 against the windows before it, binned to 9% of a value: D > sqrt(-ln(α/2)/2)·sqrt((n+m)/nm) (Massey
-  1951). Bins and ties make it more careful, never less. Numbers that mostly rise (counters, clocks) are left out.
+  1951). Bins and ties make it more careful, never less. Numbers that mostly rise (counters, clocks) are left out, and
+  so are moves of less than about a third of a quartile.
 """
 
 import math
@@ -47,6 +48,8 @@ _WALK_ALL, _WALK_YOUNG, _WALK_EACH = 64, 31, 511
 fit is."""
 _KEYS_AT_ONCE = 8
 """As many new names in one object, or told of one object, are keys of a map."""
+_LEAST_SHIFT = 3
+"""Bins that a quartile must have moved, about a third of its value: what is certain need not be worth telling."""
 _PAST = 500
 """Values that a measurement's past holds at most; beyond, it is halved, so that what is long ago weighs less."""
 
@@ -163,7 +166,7 @@ class Measure:
         past, count = self.bins, self.past
         if count >= window // 2 and not is_counter:
             distance, limit = ks_distance(past, now), ks_limit(count, filled, false_alarm)
-            if distance > limit:
+            if distance > limit and (self.kind == "presence" or _shift(past, now) >= _LEAST_SHIFT):
                 self.bins, self.past, self.now = {}, 0, now  # half of this window may still be as before
                 return distance, limit, past
         for key, number in now.items():
@@ -195,6 +198,22 @@ def value_of(key: int) -> float:
     exponent, part = divmod(abs(key) - 1, 8)
     value = math.ldexp(0.5 + part / 16, exponent - 1100)
     return float(f"{value if key > 0 else -value:.3g}")
+
+
+def _shift(one: dict[int, int], two: dict[int, int]) -> int:
+    """By how many bins a quartile moved, the one that moved most."""
+    pairs = zip(_quartile_bins(one), _quartile_bins(two), strict=True)
+    return max(abs(before - after) for before, after in pairs)
+
+
+def _quartile_bins(bins: dict[int, int]) -> tuple[int, int, int]:
+    found: list[int] = []
+    total, below = sum(bins.values()), 0
+    for key in sorted(bins):
+        below += bins[key]
+        while len(found) < 3 and 4 * below >= (len(found) + 1) * total:
+            found.append(key)
+    return found[0], found[1], found[2]
 
 
 def ks_distance(one: dict[int, int], two: dict[int, int]) -> float:
@@ -595,11 +614,11 @@ def _compared_string(node: Node | None, declared: Declared | None, value: str, s
             yield _Change(_path(steps), "format", old, new, "past", f"was {old} and is now {new}")
             return
     words = node.enumeration(16)
-    if words is None or value in words or any(_has_digit(word) for word in words) or _names_one(steps):
+    if words is None or value in words or any(_is_free(word) for word in words) or _names_one(steps):
         return
     if declared is not None and declared.allows_word(value) and node.count < _HABIT:
         return
-    new = value if is_word(value) and not _has_digit(value) else "another string"
+    new = value if is_word(value) and not _is_free(value) else "another string"
     known = ", ".join(sorted(words))
     yield _Change(
         _path(steps), "enumeration", sorted(words), new, "past", f"was one of {known} and is now {_quoted(new)}"
@@ -669,8 +688,9 @@ def _names_one(steps: Steps) -> bool:
     return name.lower() in _NAMES or name.endswith(_NAME_ENDS)
 
 
-def _has_digit(text: str) -> bool:
-    return any(character.isdigit() for character in text)
+def _is_free(text: str) -> bool:
+    """Whether a word is rather a number, a name with a number or a phrase than one of a few that were agreed on."""
+    return " " in text or any(character.isdigit() for character in text)
 
 
 def _quoted(text: str) -> str:
@@ -722,13 +742,4 @@ def _percent(part: int, whole: int) -> str:
 
 
 def _quartiles(bins: dict[int, int]) -> dict[str, float]:
-    total = sum(bins.values())
-    found: dict[str, float] = {}
-    for name, share in (("p25", 0.25), ("p50", 0.5), ("p75", 0.75)):
-        below = 0
-        for key in sorted(bins):
-            below += bins[key]
-            if below >= share * total:
-                found[name] = value_of(key)
-                break
-    return found
+    return dict(zip(("p25", "p50", "p75"), map(value_of, _quartile_bins(bins)), strict=True))

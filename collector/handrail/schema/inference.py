@@ -190,7 +190,7 @@ class Profile:
                     continue
                 child = self._child(node, name)
                 if child is not None:
-                    self._add(child, inner, depth + 1, _is_secret(name))
+                    self._add(child, inner, depth + 1, secret or _is_secret(name))
             if len(node.names) > MAX_NAMES:
                 self.fold(node)
         elif kind == "array" and value:
