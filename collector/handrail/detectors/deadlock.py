@@ -270,7 +270,8 @@ class WaitDeadlock:
                         ended = True
                 if not ended and event.target is not None:
                     for wait in list(flow.graph.of(event.target)):
-                        if source in wait.targets and wait.via != "call" and wait.since <= event.at:
+                        is_named = event.task is None or wait.task is None or event.task == wait.task
+                        if source in wait.targets and wait.via != "call" and wait.since <= event.at and is_named:
                             self._end(wait.id)
                             ended = True
             _put(self._resumed, (key, source, event.task, event.target), event.at, min(self._params.keys, 10_000))
@@ -410,7 +411,7 @@ class WaitDeadlock:
                         self._end(wait_id)
             self._saw_acting(key, source, at)
             flow_of = self._flows.get(key)
-            if flow_of is not None and event.id not in self._live:
+            if flow_of is not None:
                 for wait in list(flow_of.graph.of(source)):
                     if wait.via == "lock" and wait.event is not None and at > self._ends.get(wait.id, at) - self._retry:
                         self._end(wait.id)
@@ -517,7 +518,7 @@ class WaitDeadlock:
         found: list[Finding] = []
         for knot in knots:
             agents = frozenset(knot)
-            if any(known <= agents or agents <= known for known in self._told.get(flow.key, ())):
+            if self._is_told(flow, agents):
                 continue
             pending = flow.pending or []
             if any(known.agents == agents for known in pending):
@@ -535,6 +536,10 @@ class WaitDeadlock:
                 flow.acted = {}
             self._remind(flow, closed + wait)
         return found
+
+    def _is_told(self, flow: _Flow, agents: frozenset[str]) -> bool:
+        """A deadlock that grew or shrank is the same one."""
+        return any(known <= agents or agents <= known for known in self._told.get(flow.key, ()))
 
     def _until(self, key: _Workflow, now: float) -> list[Finding]:
         """What became true in a workflow up to an instant: ends known in advance, and deadlocks that stand."""
@@ -558,7 +563,7 @@ class WaitDeadlock:
     def _confirm(self, flow: _Flow, deadlock: _Deadlock) -> Iterable[Finding]:
         flow.pending = [each for each in flow.pending or () if each is not deadlock] or None
         for knot in flow.graph.knots():
-            if deadlock.agents.isdisjoint(knot):
+            if deadlock.agents.isdisjoint(knot) or self._is_told(flow, frozenset(knot)):
                 continue
             acted = max(((flow.acted or {}).get(agent, -math.inf) for agent in knot), default=-math.inf)
             closed = _closed(flow.graph, knot)
@@ -567,6 +572,8 @@ class WaitDeadlock:
                 deadlock = msgspec.structs.replace(
                     deadlock, agents=frozenset(knot), closed=stood, due=stood + deadlock.due - deadlock.closed
                 )
+                if any(each.agents == deadlock.agents for each in flow.pending or ()):
+                    return NOTHING
                 flow.pending = [*(flow.pending or ()), deadlock]
                 self._remind(flow, deadlock.due)
                 return NOTHING

@@ -267,7 +267,7 @@ def _read_agents(draft: _Draft, given: Any, place: str) -> None:
         raise PlanError(place, f"is {_kind(given)}, not a list of agents")
     for where, name, about in items:
         if name is None and not isinstance(about, Mapping):
-            draft.declare(_name(about, where))
+            _once(draft, _name(about, where), where)
             continue
         if isinstance(about, list):  # agents: {b: [a]} beside edges: what it depends on is the common reading
             about = {"depends_on": about}
@@ -288,9 +288,7 @@ def _read_agents(draft: _Draft, given: Any, place: str) -> None:
         elif isinstance(about.get("agent"), str):
             draft.does[_name(name, where)] = _name(about["agent"], f"{where}.agent")
         name = _name(name, where)
-        if draft.declared is not None and name in draft.declared:
-            raise PlanError(where, f"{name} is there twice; names are how edges mean them")
-        draft.declare(name)
+        _once(draft, name, where)
         if _join(about.get("join"), f"{where}.join"):
             draft.any_join.add(name)
         if (seconds := _duration(about, where)) is not None:
@@ -301,6 +299,12 @@ def _read_agents(draft: _Draft, given: Any, place: str) -> None:
         for key in _NEXT:
             for following in _names(about.get(key), f"{where}.{key}"):
                 draft.edge(name, following, where)
+
+
+def _once(draft: _Draft, name: str, place: str) -> None:
+    if draft.declared is not None and name in draft.declared:
+        raise PlanError(place, f"{name} is there twice; names are how edges mean them")
+    draft.declare(name)
 
 
 def _read_edges(draft: _Draft, given: Any, place: str) -> None:
@@ -350,6 +354,9 @@ def _read_edge(draft: _Draft, edge: Any, where: str) -> None:
         (tails, heads), about = ends, edge
     else:
         raise PlanError(where, f"is {_kind(edge)}, not an edge; write {{from: …, to: …}}")
+    for index, names in enumerate((tails, heads)):
+        if not names:
+            raise PlanError(f"{where}[{index}]" if isinstance(edge, list) else where, "names nobody; write from and to")
     seconds = _duration(about, where)
     joins_any = _join(about.get("join"), f"{where}.join")
     for tail in tails:
