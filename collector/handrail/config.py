@@ -100,12 +100,48 @@ class StoreListenerConfig(_Config, frozen=True):
     tls: TlsConfig = TlsConfig()
 
 
+class StateConfig(_Config, frozen=True):
+    """Keys of a store that are state of agents, and what they say."""
+
+    key: str
+    """`agents:{workflow}:{task}:output`: `*` is any run of characters; a placeholder (`workflow`, `task`, `source`,
+    `target`, `attempt`, `version`, `epoch`) is one without the character that follows it. The first match wins."""
+    version: str | None = None
+    """JMESPath of the version in a JSON value."""
+    version_field: str | None = None
+    """The field of a hash that holds the version."""
+    version_score: bool = False
+    """Whether the highest score of a sorted set is the version."""
+    epoch: str | None = None
+    """JMESPath of the task's epoch in a JSON value, or in the fields of a hash."""
+    schema: str | None = None
+    """`subject` or `subject@version` that values are checked against."""
+    owner: str | None = None
+    """Who writes here: the source of what others read."""
+
+
+class EventsConfig(_Config, frozen=True):
+    """Subjects of a bus, or channels and streams of a store, that carry events of agents, and what they say."""
+
+    subject: str
+    """`agents.{workflow}.{task}.complete`, as `state.key`."""
+    version: str | None = None
+    """JMESPath of the sequence or version in a JSON payload; without it JetStream's own sequence counts."""
+    epoch: str | None = None
+    schema: str | None = None
+    """`subject` or `subject@version` that payloads are checked against."""
+
+
 class StoreConfig(_Config, frozen=True):
     """A store that agents share: one primary and its replicas, each behind a listener of its own."""
 
     name: str
     protocol: Literal["redis"] = "redis"
     listeners: tuple[StoreListenerConfig, ...] = ()
+    state: tuple[StateConfig, ...] = ()
+    """Which keys are state. Without any: the usual ones, and every value that is JSON."""
+    events: tuple[EventsConfig, ...] = ()
+    """Which channels and streams carry events; `subject` matches their name."""
     value_bytes: int = 1_048_576
     """A longer argument or reply passes, and only its size is looked at."""
     copy_bytes: int = 16_777_216
@@ -124,6 +160,8 @@ class BusConfig(_Config, frozen=True):
     protocol: Literal["nats"] = "nats"
     agent: str | None = None
     """Who connects here; overrides the sidecar's agent."""
+    events: tuple[EventsConfig, ...] = ()
+    """Which subjects carry events. Without any: the usual ones, and every payload that is an envelope."""
     payload_bytes: int = 1_048_576
     """A longer payload passes, and only its size is looked at."""
     copy_bytes: int = 16_777_216

@@ -74,6 +74,9 @@ class Event(msgspec.Struct, frozen=True, kw_only=True, gc=False, omit_defaults=T
     """Last byte of the request to the first byte of the reply."""
     overhead_ms: float | None = None
     """Time the message spent inside Handrail, both directions together."""
+    lag_ms: float | None = None
+    """Since the fact that it follows: an agent's first read of what another wrote since the write was acknowledged, a
+    delivery since its publish."""
     reply: Any = None
     reply_bytes: int | None = None
     store: str | None = None

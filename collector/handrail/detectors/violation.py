@@ -11,6 +11,10 @@ from handrail.schema.registry import MAX_VIOLATIONS, Registry, Violation
 from handrail.wire.body import MALFORMED, REASONS
 
 
+_TAKEN = frozenset({"read", "deliver"})
+"""Kinds of what an agent takes; such a payload is the reader's to refuse."""
+
+
 class ViolationParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     violations: Count = MAX_VIOLATIONS
     """How many places one finding lists."""
@@ -57,7 +61,7 @@ class SchemaViolation:
                 event,
                 f"payload from {between(event)} violates {what} at {first.path or '/'}: {first.message}{more}",
                 evidence={"path": first.path, "violations": [msgspec.structs.asdict(each) for each in violations]},
-                side="sender",
+                side="receiver" if event.kind in _TAKEN else "sender",
                 same=(first.path, first.keyword),
             ),
         )

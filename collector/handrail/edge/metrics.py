@@ -32,6 +32,10 @@ PAYLOAD_BYTES = (256, 1_024, 4_096, 16_384, 65_536, 262_144, 1_048_576, 8_388_60
 CONTEXT_TOKENS = (256, 1_024, 4_096, 16_384, 32_768, 65_536, 131_072, 262_144, 1_048_576)
 _DURATION_MS = tuple(bound * 1000 for bound in DURATION_SECONDS)
 _OVERHEAD_MS = tuple(bound * 1000 for bound in OVERHEAD_SECONDS)
+# A store answers in a tenth of a millisecond; an agent that polls reads after seconds.
+STATE_SECONDS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.01, 0.05, 0.25, 1.0, 5.0, 30.0)
+_STATE_MS = tuple(bound * 1000 for bound in STATE_SECONDS)
+_STEPS = {"write": ("duration_ms", "written"), "read": ("lag_ms", "read"), "publish": ("duration_ms", "published")}
 WRITE_SECONDS = (0.01, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 
 _EDGE = ("source", "target", "channel", "protocol")
@@ -159,6 +163,14 @@ class Metrics:
         self._tokens = _Histogram(
             "handrail_context_tokens", ("source", "target"), CONTEXT_TOKENS, "Tokens of context that were handed over."
         )
+        self._state = _Histogram(
+            "handrail_state_latency_seconds",
+            ("store", "step"),
+            STATE_SECONDS,
+            "What is shared through stores and buses: `written` and `published` until acknowledged, `read` for the "
+            "first time by another agent since then, `delivered` since the publish, `acknowledged` since the delivery.",
+            unit=0.001,
+        )
         self._writes = _Histogram(
             "handrail_sink_write_seconds", ("table",), WRITE_SECONDS, "Time of one attempt to write a batch."
         )
@@ -167,6 +179,8 @@ class Metrics:
 
     def handoff(self, event: Event) -> None:
         """One final event of any kind."""
+        if event.store is not None:
+            self._shared(event)
         if event.kind not in HANDOFF_KINDS:
             self.count("handrail_events_total", event.kind, event.protocol or "")
             return
@@ -188,6 +202,28 @@ class Metrics:
         if (value := event.tokens) is not None:
             contexts[bisect_left(CONTEXT_TOKENS, value)] += 1
             contexts[-1] += value
+
+    def latency(self, event: Event) -> None:
+        """A delivery that was counted before and is acknowledged now."""
+        self._observe_state(event.store, "acknowledged", event.duration_ms)
+
+    def _shared(self, event: Event) -> None:
+        if event.kind == "deliver":
+            self._observe_state(event.store, "delivered", event.lag_ms)
+        elif event.kind in _STEPS:
+            field, step = _STEPS[event.kind]
+            self._observe_state(event.store, step, getattr(event, field))
+
+    def _observe_state(self, store: str | None, step: str, value: float | None) -> None:
+        if value is None or store is None:
+            return
+        labels = (store, step)
+        if labels not in self._state.rows and len(self._state.rows) >= self.label_sets - 1:
+            self._overflow(self._state.name)
+            labels = ("other", "other")
+        row = self._state.row(labels)
+        row[bisect_left(_STATE_MS, value)] += 1
+        row[-1] += value
 
     def finding(self, finding: Finding) -> None:
         self.count("handrail_findings_total", finding.rule, finding.severity, n=finding.count)
@@ -247,7 +283,7 @@ class Metrics:
     def _lines(self) -> Iterator[str]:
         handoffs = ((labels, edge[0][0]) for labels, edge in list(self._named.items()))
         yield from _family(_HANDOFFS, "counter", "Handoffs seen.", (*_EDGE, "outcome"), handoffs)
-        for histogram in (self._duration, self._overhead, self._payload, self._tokens, self._writes):
+        for histogram in (self._duration, self._overhead, self._payload, self._tokens, self._state, self._writes):
             yield from histogram.lines()
         for name, (labels, help) in COUNTERS.items():
             yield from _family(name, "counter", help, labels, list(self._counters[name].items()))

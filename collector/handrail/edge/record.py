@@ -119,6 +119,12 @@ class Recorder:
                 for fault in decision.faults:
                     self.fault(fault, now)
 
+    def amend(self, event: Event) -> None:
+        """A row again under its id, now that more is known of it; it was counted before."""
+        for sink in self._rows:
+            self._told(sink.put, event)
+        self._told(self.metrics.latency, event)
+
     def fault(self, fault: Fault, now: float) -> None:
         try:
             self.metrics.fault(fault)

@@ -27,6 +27,7 @@ from handrail.edge.proxy import Proxy
 from handrail.edge.record import Recorder, Rows
 from handrail.edge.route import Listener, Target
 from handrail.edge.schemas import Schemas
+from handrail.edge.state import places_of
 from handrail.event import Decision, Event, Fault
 from handrail.pipeline import Inspector, build
 from handrail.wire import Route
@@ -148,6 +149,8 @@ class Sidecar:
         if config.registry is not None:
             self.schemas = Schemas(config, self.registry, self.metrics, self._registry_fault)
             self.services.append(self.schemas)
+        self.places = tuple(places_of(config, self.inspector.pipeline, self.recorder, self.proxy.now))
+        self.services += self.places
         self._ready = False
         self._watcher: asyncio.Task[None] | None = None
 
@@ -198,6 +201,8 @@ class Sidecar:
         await self.proxy.stop(drain_seconds)
         for service in reversed(self.services):
             await service.stop()
+        now = self.proxy.now()
+        self.recorder.record(self.inspector.pipeline.close(now), now)
         self.recorder.flush(float("inf"))
         if self.sink is not None:
             await self.sink.close(FLUSH_SECONDS)

@@ -1,0 +1,98 @@
+"""What stores' and buses' connections do goes through the dialects and the pipeline to the recorder."""
+
+from collections.abc import Callable, Iterator
+
+from handrail.config import BusConfig, Config, StoreConfig
+from handrail.dialects.nats import Nats
+from handrail.dialects.redis import Redis
+from handrail.dialects.state import default_keys, default_subjects, patterns_of
+from handrail.edge.bus import BusListener
+from handrail.edge.record import Recorder
+from handrail.edge.store import StoreListeners
+from handrail.event import Decision, Event
+from handrail.pipeline import Pipeline
+from handrail.wire.operation import Acknowledged, Delivered, Message, Operation, Pending, Published, Stored
+
+Now = Callable[[], float]
+
+
+class StoreEvents:
+    """The observer of one store."""
+
+    def __init__(self, dialect: Redis, pipeline: Pipeline, recorder: Recorder, now: Now) -> None:
+        self._dialect, self._pipeline, self._recorder, self._now = dialect, pipeline, recorder, now
+        self.is_enforcing = any(watch.rule.action == "enforce" for watch in pipeline.watches)
+        self.wants = dialect.wants
+        self.wants_channel = dialect.wants_channel
+
+    def observe(self, seen: Pending | Operation | Message) -> None:
+        if isinstance(seen, Operation):
+            for event in self._dialect.read(seen):
+                self._record(event)
+        elif isinstance(seen, Message):
+            message = self._dialect.message(seen)
+            if message is not None:
+                self._record(message)
+
+    def _record(self, event: Event) -> None:
+        self._recorder.record(self._pipeline.observe(event), self._now())
+
+    def refuse(self, asked: Pending | Operation) -> bytes | None:
+        """The text of the error where a rule refuses a write before it leaves, or a read before its reply arrives."""
+        for event in self._asked(asked):
+            decision = self._pipeline.observe(event)
+            if decision.findings or decision.faults:
+                self._recorder.record(Decision(findings=decision.findings, faults=decision.faults), self._now())
+            if decision.refusal is not None:
+                finding = decision.refusal.finding
+                return f"HANDRAIL {finding.rule}: {finding.message}".encode()
+        return None
+
+    def _asked(self, asked: Pending | Operation) -> Iterator[Event]:
+        if isinstance(asked, Pending):
+            yield from self._dialect.asked(asked)
+        else:
+            yield from self._dialect.answered(asked)
+
+
+class BusEvents:
+    """The observer of one bus."""
+
+    def __init__(self, dialect: Nats, pipeline: Pipeline, recorder: Recorder, now: Now) -> None:
+        self._dialect, self._pipeline, self._recorder, self._now = dialect, pipeline, recorder, now
+        self.wants = dialect.wants
+
+    def observe(self, seen: Published | Stored | Delivered | Acknowledged) -> None:
+        if isinstance(seen, Acknowledged):
+            again = self._dialect.acknowledged(seen)
+            if again is not None:
+                self._recorder.amend(again)
+            return
+        for event in self._dialect.read(seen):
+            self._recorder.record(self._pipeline.observe(event), self._now())
+
+
+def store_of(config: StoreConfig, agent: str | None, pipeline: Pipeline, recorder: Recorder, now: Now) -> StoreListeners:
+    """The listeners of one store with what reads them. Raises ConfigError."""
+    key = f"stores.{config.name}"
+    keys = patterns_of(config.state, f"{key}.state") if config.state else default_keys()
+    subjects = patterns_of(config.events, f"{key}.events") if config.events else default_subjects()
+    dialect = Redis(config.name, keys, subjects, tuple(listener.agent or agent for listener in config.listeners))
+    return StoreListeners(config, agent, StoreEvents(dialect, pipeline, recorder, now), recorder)
+
+
+def bus_of(config: BusConfig, agent: str | None, pipeline: Pipeline, recorder: Recorder, now: Now) -> BusListener:
+    """The listener of one bus with what reads it. Raises ConfigError."""
+    subjects = patterns_of(config.events, f"buses.{config.name}.events") if config.events else default_subjects()
+    dialect = Nats(config.name, subjects, config.agent or agent)
+    return BusListener(config, agent, BusEvents(dialect, pipeline, recorder, now), recorder)
+
+
+def places_of(
+    config: Config, pipeline: Pipeline, recorder: Recorder, now: Now
+) -> Iterator[StoreListeners | BusListener]:
+    """Every store and bus of a configuration. Raises ConfigError."""
+    for store in config.stores:
+        yield store_of(store, config.agent, pipeline, recorder, now)
+    for bus in config.buses:
+        yield bus_of(bus, config.agent, pipeline, recorder, now)
