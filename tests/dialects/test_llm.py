@@ -85,8 +85,8 @@ def adk(start: float, to: str = "billing_agent") -> list[Exchange]:
         "transfer_to_agent", "Transfer the question to another agent.", schema | {"required": ["agent_name"]}
     )
     quoted = user(
-        "For context:\n<<<BEGIN_QUOTED_AGENT_CONTENT>>>\n[triage_agent] called tool `transfer_to_agent` with parameters:"
-        f" {{'agent_name': '{to}'}}"
+        "For context:\n<<<BEGIN_QUOTED_AGENT_CONTENT>>>\n[triage_agent] called tool `transfer_to_agent` with"
+        f" parameters: {{'agent_name': '{to}'}}"
     )
     triage = 'Route.\nYour internal name is "triage_agent". Transfer to billing_agent or legal.'
     return [

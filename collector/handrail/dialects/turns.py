@@ -129,31 +129,38 @@ def reply_values(exchange: Exchange, said: Said) -> Iterator[Any]:
         said.is_unread = True
         if isinstance(raw, str):
             return
-    loads = orjson.loads
-    for data in _stream(raw, limits.body_bytes, exchange.ended):
-        if data == b"[DONE]":
-            said.is_over = True
-            continue
-        try:
-            value = loads(data)
-        except orjson.JSONDecodeError:
-            said.is_unread = True
-            continue
-        if type(value) is dict:
-            yield value
+    pieces = _stream(raw, limits.body_bytes, exchange.ended)
+    if pieces and pieces[-1] == b"[DONE]":
+        said.is_over = True
+        del pieces[-1]
+    try:
+        values = orjson.loads(b"[" + b",".join(pieces) + b"]")
+    except orjson.JSONDecodeError:
+        values = []
+    if len(values) != len(pieces):  # one of them is no JSON
+        values = []
+        for piece in pieces:
+            try:
+                values.append(orjson.loads(piece))
+            except orjson.JSONDecodeError:
+                if piece == b"[DONE]":
+                    said.is_over = True
+                else:
+                    said.is_unread = True
+    yield from values
 
 
-def _stream(raw: bytes, limit: int, at: float) -> Iterator[bytes]:
-    """The data of a stream's events. Lines of nothing but `data:` are cut at once, a third of the decoder's time."""
-    if b"\r" not in raw and raw.startswith(b"data: "):
-        pieces = raw.split(b"\n\n")
-        if all(piece.startswith(b"data: ") and b"\n" not in piece for piece in pieces[:-1]):
-            for piece in pieces[:-1]:
-                yield piece[6:]
-            return
-    for event in SseDecoder(limit).feed(raw, at):
-        if isinstance(event, ServerSentEvent):
-            yield event.data
+def _stream(raw: bytes, limit: int, at: float) -> list[bytes]:
+    """The data of a stream's events. Where every event is one line of `data:`, as most are, one cut does it."""
+    if raw.startswith(b"data: "):
+        plain = raw.replace(b"\r\n", b"\n") if b"\r" in raw else raw
+        lines = plain.rstrip(b"\n")
+        pieces = lines[6:].split(b"\n\ndata: ")
+        if b"\r" not in lines and lines.count(b"\n") == 2 * (len(pieces) - 1):
+            if len(plain) < len(lines) + 2:
+                del pieces[-1]  # its blank line is missing: it is no event
+            return pieces
+    return [event.data for event in SseDecoder(limit).feed(raw, at) if isinstance(event, ServerSentEvent)]
 
 
 def words(content: object) -> str:
