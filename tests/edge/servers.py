@@ -1,4 +1,4 @@
-"""Real stores and buses for tests: Valkey and NATS servers from their wheels, started here and stopped by process id."""
+"""Real stores and buses for tests: Valkey and NATS servers from their wheels, stopped by process id."""
 
 import contextlib
 import os
@@ -67,17 +67,14 @@ def nats_program() -> str:
 
 
 @contextlib.contextmanager
-def valkey(*options: str, tls: tuple[str, str] | None = None) -> Iterator[Server]:
-    """A Valkey server that keeps nothing. `options` as on its command line; `tls` are its certificate and key."""
+def valkey(*options: str) -> Iterator[Server]:
+    """A Valkey server that keeps nothing. `options` as on its command line."""
     with tempfile.TemporaryDirectory(prefix="handrail-valkey-") as directory:
         port = free_port()
-        where = ["--port", str(port)]
-        if tls is not None:
-            certificate, key = tls
-            where = ["--port", "0", "--tls-port", str(port), "--tls-auth-clients", "no"]
-            where += ["--tls-cert-file", certificate, "--tls-key-file", key]
-        command = [valkey_program(), "--bind", "127.0.0.1", *where, "--save", "", "--appendonly", "no"]
-        server = Server([*command, "--repl-diskless-sync-delay", "0", "--loglevel", "warning", *options], port, directory)
+        command = [valkey_program(), "--bind", "127.0.0.1", "--port", str(port), "--save", "", "--appendonly", "no"]
+        server = Server(
+            [*command, "--repl-diskless-sync-delay", "0", "--loglevel", "warning", *options], port, directory
+        )
         try:
             yield server
         finally:

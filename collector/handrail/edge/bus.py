@@ -96,8 +96,11 @@ class _Reader:
     def hold_server(self, data: bytes, at: float) -> bytes:
         return data
 
-    def release(self) -> tuple[bytes, bytes]:
-        return b"", b""
+    def release_client(self) -> bytes:
+        return b""
+
+    def release_server(self) -> bytes:
+        return b""
 
     def _tell(self, seen: list[Any]) -> None:
         recorder = self._splice.recorder

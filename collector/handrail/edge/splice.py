@@ -56,9 +56,11 @@ class Reader(Protocol):
 
     def hold_server(self, data: bytes, at: float) -> bytes: ...
 
-    def release(self) -> tuple[bytes, bytes]:
-        """What is still held, for the server and for the client; from now on bytes pass."""
+    def release_client(self) -> bytes:
+        """What of the client's bytes is still held and has to go on as it is."""
         ...
+
+    def release_server(self) -> bytes: ...
 
     def close(self, at: float) -> None: ...
 
@@ -153,9 +155,14 @@ class _Client(asyncio.Protocol):
     def eof_received(self) -> bool:
         self.is_eof = True
         server = self.server
+        rest = self.reader.release_client() if self.is_holding and self.reader is not None else b""
         if server is not None:
+            if rest:
+                server.transport.write(rest)
             server.end_writing()
             return not server.is_eof
+        if rest:
+            self._queue.append(rest)
         return not self.is_closed
 
     def connection_lost(self, error: Exception | None) -> None:
@@ -214,6 +221,9 @@ class _Server(asyncio.Protocol):
     def eof_received(self) -> bool:
         self.is_eof = True
         client = self._client
+        rest = client.reader.release_server() if client.is_holding and client.reader is not None else b""
+        if rest and not client.is_closed:
+            client.transport.write(rest)
         if not client.is_closed and client.transport.can_write_eof():
             with contextlib.suppress(OSError, RuntimeError):
                 client.transport.write_eof()
@@ -365,18 +375,21 @@ class Splice:
             out = reader.hold_client(data, at) if side == _CLIENT else reader.hold_server(data, at)
             if not reader.is_over():
                 return out
-            data = out
-        except Exception as error:
+        except Exception as error:  # containment: where holding fails, everything passes
+            out = b""
             self.contain(error)
+            with contextlib.suppress(Exception):
+                reader.close(at)
         client.is_holding = False
-        to_server, to_client = reader.release()
+        client.reader = None
+        to_server, to_client = reader.release_client(), reader.release_server()
         if side == _CLIENT:
             if to_client:
                 client.transport.write(to_client)
-            return data + to_server
+            return out + to_server
         if to_server and client.upstream is not None:
             client.upstream.write(to_server)
-        return data + to_client
+        return out + to_client
 
     def contain(self, error: Exception) -> None:
         log.debug(self.kind, exc_info=error)

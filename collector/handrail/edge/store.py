@@ -178,8 +178,11 @@ class _Reader:
             self._splice.contain(error)
             return None
 
-    def release(self) -> tuple[bytes, bytes]:
-        return self._from_client.rest(), self._from_server.rest()
+    def release_client(self) -> bytes:
+        return self._from_client.rest()
+
+    def release_server(self) -> bytes:
+        return self._from_server.rest()
 
 
 class _Held:
