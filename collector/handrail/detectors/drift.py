@@ -36,7 +36,7 @@ Change = Literal["added", "removed", "type", "nullability", "enumeration", "form
 
 _KINDS = frozenset({"handoff", "write", "publish"})
 _LANDED = frozenset({"completed", "accepted"})
-_MAX_CHANGES = 10
+_MAX_CHANGES = 20
 """Changes told of one payload; one that shares nothing with the past is not a hundred changes."""
 _MAX_MEASURES = 64
 _YOUNG, _STEPS = 1_000, 3
