@@ -96,15 +96,12 @@ class Schema:
         self.document = document
         """As it was registered; not to be changed."""
         self.draft = _draft_of(document)
-        file = f"{subject}/{version}.json"
-        others = documents.behind(file, document, self.draft) if documents is not None else {}
-        self.others: Mapping[str, Any] = others
-        """The documents that it refers to, each by its URI."""
-        self.digest = _digest(raw, others)
-        outline = _Outline(document, self.draft, _place(file) if others else "", others)
+        whole = document if documents is None else documents.bundled(f"{subject}/{version}.json", document)
+        self.digest = xxhash.xxh3_128_hexdigest(raw if whole is document else raw + orjson.dumps(whole))
+        outline = _Outline(whole, self.draft)
         self._shape = outline.shape()
         self._names = frozenset(outline.names)
-        validator = _compile(document, outline, others)
+        validator = _compile(whole, outline)
         self._fits = validator.is_valid
         self._validate = validator.validate
         self._iter_errors = validator.iter_errors
@@ -290,14 +287,9 @@ def _draft_of(document: Any, default: str = DEFAULT_DRAFT) -> str:
     return known
 
 
-def _compile(document: Any, outline: "_Outline", others: Mapping[str, Any]) -> jsonschema_rs.Validator:
+def _compile(document: Any, outline: "_Outline") -> jsonschema_rs.Validator:
     try:
-        if not others:
-            return jsonschema_rs.validator_for(document, retriever=_refuse, pattern_options=_LINEAR, mask="…")
-        known = jsonschema_rs.Registry(list(others.items()), draft=_NUMBERS[outline.draft], retriever=_refuse)
-        return jsonschema_rs.validator_for(
-            document, registry=known, base_uri=outline.base, pattern_options=_LINEAR, mask="…"
-        )
+        return jsonschema_rs.validator_for(document, retriever=_refuse, pattern_options=_LINEAR, mask="…")
     except jsonschema_rs.ValidationError as error:
         path = "".join("/" + _escape(str(step)) for step in error.instance_path) or "/"
         kind = type(error.kind).__name__
@@ -313,15 +305,7 @@ def _compile(document: Any, outline: "_Outline", others: Mapping[str, Any]) -> j
         raise SchemaError(f"cannot be compiled: {error}") from None
 
 
-_NUMBERS = {
-    "draft-04": jsonschema_rs.Draft4,
-    "draft-06": jsonschema_rs.Draft6,
-    "draft-07": jsonschema_rs.Draft7,
-    "2019-09": jsonschema_rs.Draft201909,
-    "2020-12": jsonschema_rs.Draft202012,
-}
-
-_ORDER = tuple(_NUMBERS)
+_ORDER = tuple(DRAFTS.values())
 """The drafts, oldest first."""
 
 _SINCE = {
@@ -380,6 +364,7 @@ class _Part(msgspec.Struct, frozen=True, eq=False):
     base: str
     schema: dict[str, Any]
     depth: int
+    draft: str
     is_schema: bool = True
     """False below a keyword that no draft knows: only a reference would make it one."""
 
@@ -407,34 +392,21 @@ class _Outline:
     the compiler, which knows better how to say so.
     """
 
-    def __init__(self, document: Any, draft: str, base: str = "", others: Mapping[str, Any] | None = None) -> None:
-        """`base` is the URI of the document, `others` are those that it refers to, each by its URI."""
+    def __init__(self, document: Any, draft: str, base: str = "") -> None:
+        """`base` is the URI of the document."""
         self.names: set[str] = set()
-        self.draft, self.base = draft, base
         self._parts: dict[int, _Part] = {}
         self._resources: dict[str, _Part] = {}
-        self._booleans: set[str] = set()
         self._anchors: dict[str, list[_Part]] = {}
-        self._root = self._walk(document, draft, base)
-        for uri, other in (others or {}).items():
-            self._walk(other, _draft_of(other, draft), uri)
-
-    def _walk(self, document: Any, draft: str, base: str) -> _Part | None:
-        self._identity, self._walked = "id" if draft == "draft-04" else "$id", draft
-        root = _Part("", base, document, 1) if isinstance(document, dict) else None
-        if root is None:
-            self._booleans.add(base)
-            return None
-        self._resources[base] = root
-        rest = [root]
+        self._root = _Part("", base, document, 1, draft) if isinstance(document, dict) else None
+        rest = [self._root] if self._root is not None else []
         while rest:
             part = self._enter(rest.pop())
             rest.extend(child for _, child in self._children(part))
-        return self._parts[id(document)]
 
     def _misplaced(self, part: _Part) -> str | None:
         """The keyword of a subschema that would be passed over in silence, and why."""
-        schema, draft = part.schema, self._walked
+        schema, draft = part.schema, part.draft
         age = _ORDER.index(draft)
         for keyword in schema:
             where = f"{part.path}/{_escape(keyword)}"
@@ -459,15 +431,23 @@ class _Outline:
             raise SchemaError(f"nests subschemas deeper than {MAX_DEPTH}")
         if len(self._parts) >= MAX_SUBSCHEMAS:
             raise SchemaError(f"has more than {MAX_SUBSCHEMAS} subschemas")
-        schema, identity = part.schema, part.schema.get(self._identity)
-        if part.is_schema and (problem := self._misplaced(part)):
-            raise SchemaError(problem)
+        schema = part.schema
+        identity = schema.get(_identity_of(part.draft))
+        if not self._parts:
+            self._resources[part.base] = part
         if isinstance(identity, str):
             if identity.startswith("#"):
                 self._anchors.setdefault(part.base + identity, []).append(part)
             else:
-                part = msgspec.structs.replace(part, base=_joined(part.base, identity).partition("#")[0])
+                named = schema.get("$schema")
+                part = msgspec.structs.replace(
+                    part,
+                    base=_joined(part.base, identity).partition("#")[0],
+                    draft=DRAFTS.get(named.rstrip("#"), part.draft) if isinstance(named, str) else part.draft,
+                )
                 self._resources[part.base] = part
+        if part.is_schema and (problem := self._misplaced(part)):
+            raise SchemaError(problem)
         for name in ("$anchor", "$dynamicAnchor"):
             if isinstance(schema.get(name), str):
                 self._anchors.setdefault(f"{part.base}#{schema[name]}", []).append(part)
@@ -501,7 +481,7 @@ class _Outline:
                 if isinstance(member, dict):
                     known = self._parts.get(id(member))
                     is_schema = part.is_schema and keyword in _APPLIED
-                    yield keyword, known or _Part(where, part.base, member, part.depth + 1, is_schema)
+                    yield keyword, known or _Part(where, part.base, member, part.depth + 1, part.draft, is_schema)
 
     def _referred(self, part: _Part) -> Iterator[tuple[str, str, list[_Part]]]:
         """Keyword, text and possible targets of each reference of a subschema."""
@@ -518,7 +498,7 @@ class _Outline:
             elif fragment.startswith("/") and root is not None:
                 target = _pointed(root.schema, unquote(fragment))
                 if isinstance(target, dict):
-                    found = [self._parts.get(id(target)) or _Part("", root.base, target, 1)]
+                    found = [self._parts.get(id(target)) or _Part("", root.base, target, 1, root.draft)]
             else:
                 found = list(self._anchors.get(uri, ()))
             if name == "$dynamicRef":
@@ -543,8 +523,6 @@ class _Outline:
         for part in self._parts.values():
             for name, text, found in self._referred(part):
                 resource = text.partition("#")[0]
-                if self._uri(part, text).partition("#")[0] in self._booleans:
-                    continue
                 if not found and not _is_draft(resource):
                     why = "is not in the document" if not resource else "leaves the document, and nothing is fetched"
                     return f"{part.path}/{name}: {text} {why}"
@@ -632,12 +610,6 @@ def _place(file: str) -> str:
     return PLACE + quote(file)
 
 
-def _digest(raw: bytes, others: Mapping[str, Any]) -> str:
-    if not others:
-        return xxhash.xxh3_128_hexdigest(raw)
-    return xxhash.xxh3_128_hexdigest(raw + orjson.dumps(sorted(others.items()), option=orjson.OPT_SORT_KEYS))
-
-
 class Documents:
     """The registered documents that references may lead to.
 
@@ -649,77 +621,101 @@ class Documents:
         self._files, self._references = files, references
         self._identities: dict[str, str] | None = None
 
-    def behind(self, file: str, document: Any, draft: str) -> dict[str, Any]:
-        """Every document that a schema refers to, directly or not, by the URI that the reference resolves to.
-
-        What is not registered is left out, and found dangling later. Raises SchemaError where there are too many, or
-        where one URI would be two documents.
-        """
-        if self._references is not None and not self._references.get(file):
-            return {}
-        found: dict[str, Any] = {}
-        origin: dict[str, str] = {}
-        rest = [(file, document, _place(file))]
-        while rest:
-            file, document, base = rest.pop()
-            for part, _, text, uri in _Outline(document, _draft_of(document, draft), base).outward():
-                other = self._find(file, part.base, text, uri)
-                if other is None:
-                    continue
-                if origin.setdefault(uri, other) != other:
-                    raise SchemaError(f"{part.path}: {text} stands for both {origin[uri]} and {other}")
-                if uri in found:
-                    continue
-                if len(found) >= MAX_DOCUMENTS:
-                    raise SchemaError(f"refers to more than {MAX_DOCUMENTS} documents")
-                # Each place has a copy of its own: parts are told apart by identity.
-                found[uri] = read_document(self._files[other])
-                rest.append((other, found[uri], uri))
-        return found
-
-    def _find(self, file: str, base: str, text: str, uri: str) -> str | None:
-        """The file that a reference in a file leads to."""
+    def _find(self, file: str, base: str, text: str, uri: str) -> tuple[str | None, str]:
+        """The file that a reference in a file leads to, None where it leads to none; and what it is called there."""
         if self._references is not None:
             plain = text.partition("#")[0]
             for name, other in self._references.get(file, {}).items():
                 if other in self._files and (name in (plain, uri) or _joined(base, name) == uri):
-                    return other
-            return None
+                    return other, name
+            return None, ""
         if uri.startswith(PLACE):
             other = unquote(uri.removeprefix(PLACE))
-            return other if other in self._files and other.endswith(".json") else None
+            return (other, "") if other in self._files and other.endswith(".json") else (None, "")
         if self._identities is None:
             self._identities = _identities(self._files)
-        return self._identities.get(uri)
+        return self._identities.get(uri), ""
 
     def names(self, file: str, document: Any) -> dict[str, str]:
         """The references of a file that leave it, as they are written, to the files that they lead to."""
         found = {}
         for part, _, text, uri in _Outline(document, _draft_of(document), _place(file)).outward():
-            other = self._find(file, part.base, text, uri)
+            other, _ = self._find(file, part.base, text, uri)
             if other is not None:
                 found[text.partition("#")[0]] = other
         return found
 
     def bundled(self, file: str, document: Any) -> Any:
-        """A schema with every document that it refers to embedded in it, so that it can be compared by itself."""
-        draft = _draft_of(document)
-        others = self.behind(file, document, draft)
-        if not others:
+        """A schema with every document that it refers to embedded in it; itself where it refers to none.
+
+        Every reference to another document is made to say where that one stands, so each document may give its own
+        names to others. What is not registered is left as it is, and found dangling later. Raises SchemaError where
+        there are too many, or where two of them have one `$id`.
+        """
+        if self._references is not None and not self._references.get(file):
             return document
-        document = orjson.loads(orjson.dumps(document))
-        for uri, each in [(_place(file), document), *others.items()]:
-            for part, name, text, target in list(_Outline(each, _draft_of(each, draft), uri).outward()):
-                if target in others:
-                    part.schema[name] = target + "".join(text.partition("#")[1:])
-        held = document.setdefault("definitions" if draft.startswith("draft") else "$defs", {})
-        for index, (uri, each) in enumerate(others.items()):
-            held[f"registered-{index}"] = (
-                {**each, "id" if draft == "draft-04" else "$id": uri}
-                if isinstance(each, dict)
-                else {"id" if draft == "draft-04" else "$id": uri, "allOf": [each]}
-            )
-        return document
+        draft = _draft_of(document)
+        if not self.names(file, document):
+            return document
+        whole = orjson.loads(orjson.dumps(document))
+        found = {file: (whole, draft, _place(file))}
+        holders = {_named(whole, file, draft): file}
+        rest = [file]
+        while rest:
+            here = rest.pop(0)
+            each, age, base = found[here]
+            for part, keyword, text, uri in list(_Outline(each, age, base).outward()):
+                other, name = self._find(here, part.base, text, uri)
+                if other is None:
+                    continue
+                if other not in found:
+                    if len(found) > MAX_DOCUMENTS:
+                        raise SchemaError(f"refers to more than {MAX_DOCUMENTS} documents")
+                    target = _embeddable(read_document(self._files[other]), age)
+                    found[other] = target, _draft_of(target, age), name if ":" in name else _place(other)
+                    uri = _named(target, other, found[other][1])
+                    if holders.setdefault(uri, other) != other:
+                        raise SchemaError(f"{part.path}: {holders[uri]} and {other} have the same $id")
+                    rest.append(other)
+                part.schema[keyword] = _named(found[other][0], other, found[other][1]) + "".join(
+                    text.partition("#")[1:]
+                )
+        for other, (each, age, _) in found.items():
+            each[_identity_of(age)] = _named(each, other, age)
+        held = whole.setdefault("definitions" if draft.startswith("draft") else "$defs", {})
+        others = [each for other, (each, *_) in found.items() if other != file]
+        held |= {f"registered-{place}": each for place, each in enumerate(others)}
+        return whole
+
+
+def _identity_of(draft: str) -> str:
+    return "id" if draft == "draft-04" else "$id"
+
+
+def _named(document: Any, file: str, draft: str) -> str:
+    """The URI of a registered document: what it calls itself, or the place of its file."""
+    identity = document.get(_identity_of(draft))
+    own = identity if isinstance(identity, str) and not identity.startswith("#") else ""
+    return _joined(_place(file), own).partition("#")[0]
+
+
+def _embeddable(document: Any, draft: str) -> dict[str, Any]:
+    """A document in a form that can have a name inside another one, of the draft that it has by itself."""
+    if not isinstance(document, dict):
+        document = {} if document is True else {"not": {}}
+    named: dict[str, Any] = _marked(document, draft)
+    old = _draft_of(named).startswith("draft")
+    if old and isinstance(named.get("$ref"), str):  # there a name beside `$ref` would be passed over
+        named["allOf"] = [{"$ref": named.pop("$ref")}]
+    return named
+
+
+def _marked(document: dict[str, Any], draft: str) -> dict[str, Any]:
+    """A document that names no draft is of the draft of whoever refers to it."""
+    if "$schema" not in document:
+        uri = next(uri for uri, name in DRAFTS.items() if name == draft)
+        document["$schema"] = uri + "#" if draft.startswith("draft") else uri
+    return document
 
 
 def _identities(files: Mapping[str, bytes]) -> dict[str, str]:
