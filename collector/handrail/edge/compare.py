@@ -76,8 +76,9 @@ def batch(file: str, settings: Settings) -> int:
 
 def diff(old: str, new: str, *, draft: str | None = None, output: str = "text") -> int:
     """Prints what was added, removed and changed between two schema files. Raises Unreadable."""
+    before, after = _read(old), _read(new)
     try:
-        found = compatibility.changes(_read(old), _read(new), draft=draft)
+        found = compatibility.changes(before, after, draft=draft)
     except SchemaError as error:
         raise Unreadable([str(error).replace("old: ", f"{old}: ", 1).replace("new: ", f"{new}: ", 1)]) from None
     except ValueError as error:

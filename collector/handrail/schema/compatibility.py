@@ -380,9 +380,12 @@ def _reasons(writer: _Side, reader: _Side, direction: str, search: _Search) -> t
 
 
 def _errors(reader: _Side, witness: Any) -> list[jsonschema_rs.ValidationError]:
-    """What the reader has against a payload; only the first thing where all of them might take long to tell."""
+    """What the reader has against a payload; only the first thing where all of them might take long to tell.
+
+    jsonschema-rs collects every error before it gives out one, so a schema that doubles takes for ever.
+    """
     try:
-        if len(repr(witness)) <= 2_000:
+        if len(repr(witness)) <= 2_000 and _is_simple(reader.place, _nesting(witness)):
             return list(islice(reader.validator.iter_errors(witness), MAX_REASONS))
         reader.validator.validate(witness)
     except jsonschema_rs.ValidationError as error:
@@ -392,9 +395,42 @@ def _errors(reader: _Side, witness: Any) -> list[jsonschema_rs.ValidationError]:
     return []
 
 
+def _is_simple(place: Place, levels: int) -> bool:
+    """Whether few subschemas are applied to a value of so many levels, references followed and repeats counted."""
+    rest = [(place, levels)]
+    for _ in range(MAX_APPLIED):
+        if not rest:
+            return True
+        place, level = rest.pop()
+        if not isinstance(place.schema, dict) or level < 0:
+            continue
+        view = plain(place)
+        for keyword, value in view.items():
+            below = level - (keyword in _INTO_MEMBERS)
+            if keyword in _OF_NAMED and isinstance(value, dict):
+                rest += [(place.inner(each), below) for each in value.values()]
+            elif keyword == "$ref" and isinstance(value, str) and (target := place.target(value)) is not None:
+                rest.append((target, level))
+            elif isinstance(value, list) and keyword in _OF_LISTED:
+                rest += [(place.inner(each), below) for each in value]
+            elif isinstance(value, dict) and keyword in _OF_ONE:
+                rest.append((place.inner(value), below))
+    return False
+
+
+MAX_APPLIED = 5_000
+_OF_NAMED = frozenset({"properties", "patternProperties", "dependentSchemas"})
+_OF_LISTED = frozenset({"allOf", "anyOf", "oneOf", "prefixItems"})
+_OF_ONE = frozenset({"not", "if", "then", "else", "items", "contains", "additionalProperties", "propertyNames"})
+_INTO_MEMBERS = frozenset(
+    {"properties", "patternProperties", "prefixItems", "items", "contains", "additionalProperties"}
+)
+
+
 def _reason(writer: _Side, reader: _Side, direction: str, error: jsonschema_rs.ValidationError, witness: Any) -> Reason:
     kind = type(error.kind).__name__
-    keyword = "false" if kind == "FalseSchema" else str(error.schema_path[-1]) if error.schema_path else kind
+    keyword = str(error.schema_path[-1]) if error.schema_path else kind
+    unexpected: Sequence[str | int] = getattr(error.kind, "unexpected", ())
     steps, value = [], witness
     here = {"writer": _Here(writer.place), "reader": _Here(reader.place)}
     for step in error.instance_path:
@@ -406,9 +442,14 @@ def _reason(writer: _Side, reader: _Side, direction: str, error: jsonschema_rs.V
             value = value[step]
         except (LookupError, TypeError):
             break
+    if kind == "FalseSchema":
+        # Where nothing is declared, the validator takes the whole object for refused.
+        if keyword in ("additionalProperties", "unevaluatedProperties") and isinstance(value, dict):
+            unexpected = [str(name) for name in value]
+        else:
+            keyword = "false"
     theirs = here["writer"].keyword(keyword)
     ours = _pointed(reader.schema, error.schema_path) if keyword != "false" else False
-    unexpected: Sequence[str | int] = getattr(error.kind, "unexpected", ())
     if len(unexpected) == 1 and isinstance(unexpected[0], str) and here["writer"].names(unexpected[0]):
         # The writer declares the member that the reader has no place for: that member is what came or went.
         here["writer"].step(unexpected[0])
