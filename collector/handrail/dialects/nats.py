@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import msgspec
 
 from handrail.dialects import text, trace_of, whole
-from handrail.dialects.state import Patterns, Value, read_value
+from handrail.dialects.patterns import Patterns, Value, read_value
 from handrail.event import Event, Outcome
 from handrail.wire.operation import Acknowledged, Delivered, Published, Stored
 

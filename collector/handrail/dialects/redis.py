@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from handrail.dialects import state, text
-from handrail.dialects.state import Named, Patterns, Value, read_value
+from handrail.dialects.patterns import Named, Patterns, Value, read_value
 from handrail.event import Event, Kind, Outcome
 from handrail.wire.operation import Cut, Ended, ErrorReply, Message, Operation, Pending
 

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from handrail.config import BusConfig, Config, StoreConfig
 from handrail.dialects.nats import Nats
 from handrail.dialects.redis import Redis
-from handrail.dialects.state import default_keys, default_subjects, patterns_of
+from handrail.dialects.patterns import default_keys, default_subjects, patterns_of
 from handrail.edge.bus import BusListener
 from handrail.edge.record import Recorder
 from handrail.edge.store import StoreListeners
