@@ -107,7 +107,7 @@ def _run(args: argparse.Namespace) -> int:
         # On loopback, for one command of the person who started it: it may go where that person may go.
         config = replace(config, forward=ForwardConfig(listen="127.0.0.1:0", allow=("*",)))
     serves = config.registry is not None and config.registry.listen is not None
-    if not config.routes and config.forward is None and not serves:
+    if not config.routes and config.forward is None and not config.stores and not config.buses and not serves:
         missing = "there is nothing to listen on; give --listen and --upstream, or -c FILE with routes, or -- COMMAND"
         raise ConfigError(args.config or "command line", "routes" if args.config else "", missing)
 
