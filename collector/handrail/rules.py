@@ -34,6 +34,9 @@ from handrail.detectors.deadlock import WaitDeadlock
 from handrail.detectors.drift import SchemaDrift
 from handrail.detectors.duplicate import OutputDuplicate
 from handrail.detectors.early import HandoffEarly
+from handrail.detectors.forgotten import ContextLost
+from handrail.detectors.forwarded import ContextForwarded
+from handrail.detectors.growth import ContextGrowth
 from handrail.detectors.loop import HandoffLoop
 from handrail.detectors.lost import LostUpdate
 from handrail.detectors.mismatch import SchemaMismatch
@@ -60,6 +63,9 @@ KINDS: Mapping[str, type[Detector]] = {
         HandoffPartial,
         HandoffEarly,
         HandoffLoop,
+        ContextGrowth,
+        ContextForwarded,
+        ContextLost,
         GraphCycle,
         WaitDeadlock,
     )

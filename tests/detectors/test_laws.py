@@ -44,6 +44,13 @@ PARAMS: dict[str, tuple[dict[str, Any], ...]] = {
         {"confirm_seconds": 0, "unlabelled_confirm_seconds": 0, "lock_retry_seconds": 3},
         {"reentrant": ["a"], "queues": 1},
     ),
+    "context.growth": ({}, {"window": 5, "over_hops": 2, "within_hops": 9}),
+    "context.forwarded": ({"at_least_words": 1}, {"edges": [{"source": "a", "share": 1}]}),
+    "context.lost": (
+        {},
+        {"decisions": "always", "constraints": "always", "artifacts": "always"},
+        {"edges": [{"source": "a", "decisions": "never"}]},
+    ),
     "budget.exceeded": ({}, {"seconds": 3}, {"declared": False, "edges": [{"source": "a*", "seconds": 1}]}),
 }
 VARIANTS = [(kind, params, "observe") for kind in KINDS for params in PARAMS[kind]]

@@ -61,6 +61,8 @@ VOLATILE = frozenset(
 _CJK = "\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af"
 _WORD = re.compile(rf"[^\W{_CJK}_]+|[{_CJK}]")
 """A run of letters and digits; a character where a script puts no spaces between its words."""
+_SMALL = bytes(ord(chr(code).lower()) if chr(code).isalnum() and code < 128 else 32 for code in range(256))
+"""Every byte of ASCII to its small letter, and what is no letter or digit to a space."""
 _PLACE = re.compile(r"(?:https?|file|s3|gs)://[^\s)\]}\"'<>]+", re.IGNORECASE)
 _ARTIFACT_KEYS = frozenset({"artifacts", "artifact", "artifactId", "artifact_id", "uri", "url", "file", "path"})
 
@@ -120,14 +122,18 @@ def _settled(value: Any, depth: int) -> Any:
     return value
 
 
-def words(text: str) -> list[str]:
+def words(text: str) -> list[bytes]:
     """The words of a text in their order, in small letters, without punctuation and layout."""
-    return _WORD.findall(text.lower())
+    if text.isascii():
+        return text.encode().translate(_SMALL).split()
+    return [word.encode("utf-8", "replace") for word in _WORD.findall(text.lower())]
 
 
 def places(payload: Any, text: str) -> set[str]:
     """What a payload names that lies somewhere: URLs without their query, and what stands under artifact keys."""
-    found = {match.partition("?")[0].partition("#")[0].rstrip("/.,;:").lower() for match in _PLACE.findall(text)}
+    found: set[str] = set()
+    if "://" in text:
+        found = {match.partition("?")[0].partition("#")[0].rstrip("/.,;:").lower() for match in _PLACE.findall(text)}
     if type(payload) is dict:
         for key, value in leaves(payload):
             if key in _ARTIFACT_KEYS and type(value) is str:
@@ -136,23 +142,29 @@ def places(payload: Any, text: str) -> set[str]:
 
 
 def phrases(text: str) -> set[int]:
-    """Every three words in a row of a text, as 32-bit hashes; a text of fewer words is one phrase, an empty one none.
+    """Every three words in a row of a text, as 32-bit hashes (CRC-32); fewer words are one phrase, no words none.
 
     A paraphrase has new phrases though few new words; a text that is re-wrapped, re-quoted or put in capitals has none.
     """
     spoken = words(text)
-    codes = {word: crc32(word.encode("utf-8", "replace")) for word in set(spoken)}
-    run = [codes[word] for word in spoken]
-    if len(run) < 3:
-        return {_mixed(run[0], run[-1], len(run))} if run else set()
-    return {
-        (((a * 0x9E3779B1 ^ b) * 0x85EBCA6B ^ c) * 0xC2B2AE35 >> 16) & 0xFFFFFFFF
-        for a, b, c in zip(run, run[1:], run[2:], strict=False)
-    }
+    if len(spoken) < 3:
+        return {crc32(b" ".join(spoken))} if spoken else set()
+    return set(map(crc32, spoken[2:], map(crc32, spoken[1:], map(crc32, spoken))))
 
 
-def _mixed(a: int, b: int, c: int) -> int:
-    return (((a * 0x9E3779B1 ^ b) * 0x85EBCA6B ^ c) * 0xC2B2AE35 >> 16) & 0xFFFFFFFF
+def sampled(codes: set[int], size: int) -> tuple[int, frozenset[int]]:
+    """At most `size` of the hashes, those that have none of the low bits of a mask, and the mask.
+
+    Which are kept depends on each hash alone, so that two samples can be compared: by the larger mask of both.
+    """
+    mask = 0
+    kept: Iterable[int] = codes
+    count = len(codes)
+    while count > size:
+        mask = mask << 1 | 1
+        kept = [code for code in kept if not code & mask]
+        count = len(kept)
+    return mask, frozenset(kept)
 
 
 class Said:
@@ -176,13 +188,23 @@ class Said:
         return len(fresh)
 
 
-_REVISION = re.compile(r"\b(?:(?:version|revision|rev|draft)[\s#:._-]{0,2}|v)(\d{1,9})\b", re.IGNORECASE)
+_REVISION_WORDS = ("version", "revision", "rev", "draft")
+_REVISION = re.compile(r"(?:version|revision|rev|draft)[\s#:._-]{0,2}(\d{1,9})\b|v(?<![a-z0-9]v)(\d{1,9})\b")
 _REVISION_KEYS = frozenset({"version", "revision", "rev", "draft_version", "state_version", "draft_number"})
 
 
 def revision(payload: Any, text: str) -> int | None:
     """The highest version that a payload says it has: `revision: 3`, `"version": 3`, `draft 3`, `v3`."""
-    found = [int(match) for match in _REVISION.findall(text[:4096])]
+    start = text[:4096].lower()
+    found = [int(word or letter) for word, letter in _REVISION.findall(start)] if _may_number(start) else []
     if type(payload) is dict:
         found += [value for key, value in leaves(payload) if key in _REVISION_KEYS and type(value) is int]
     return max(found, default=None)
+
+
+_LETTER_NUMBER = re.compile(r"v\d")
+
+
+def _may_number(text: str) -> bool:
+    """Whether the slower look is worth it."""
+    return any(word in text for word in _REVISION_WORDS) or _LETTER_NUMBER.search(text) is not None

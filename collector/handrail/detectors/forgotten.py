@@ -1,0 +1,301 @@
+"""What a contract says must survive a handoff, and did not, becomes a finding: decisions, constraints, artifacts."""
+
+import re
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, ClassVar, Literal
+from zlib import crc32
+
+import msgspec
+
+from handrail.detectors import NOTHING, Count, Rule, Sight, finding
+from handrail.detectors.similarity import text_of, words
+from handrail.event import Event, Finding
+from handrail.schema.registry import Matcher, Registry, matcher
+
+_ITEMS = 64
+"""Constraints, written keys and artifacts remembered for each workflow."""
+_WORDS = 48
+"""Words by which a constraint is known again."""
+_LATER = 2
+"""Hops after which a constraint must still be there."""
+_STILL = 0.75
+"""So many of a constraint's words somewhere in a payload are the constraint in other words or in another place."""
+
+Keep = Literal["always", "once_said", "never"]
+
+
+class EdgeContract(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What must survive on this way; `*` for any run of characters, the first match wins. What is not said is as in
+    the rule."""
+
+    source: str = "*"
+    target: str = "*"
+    decisions: Keep | None = None
+    constraints: Keep | None = None
+    artifacts: Keep | None = None
+
+
+class ForgottenParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    decisions: Keep = "once_said"
+    """`always`: `context.decisions_made` must be there and not empty. `once_said`: if it was in an earlier hop."""
+    constraints: Keep = "once_said"
+    """`once_said`: each of `context.constraints` must be there two hops later. `always`: some must be, too."""
+    artifacts: Keep = "once_said"
+    """`once_said`: what `output.artifacts` names must have been written, if writes of this workflow are seen at all;
+    what is named under another key with `artifact` in it must have been written or be in some `output.artifacts`.
+    `always`: whether any are seen or not."""
+    edges: tuple[EdgeContract, ...] = ()
+    keys: Count = 10_000
+    """Workflows; one takes 1 KB, and 1 KB for each constraint."""
+
+
+class _Constraint(msgspec.Struct):
+    event: str
+    hop: int
+    source: str | None
+    path: str
+    words: frozenset[int]
+    told: bool = False
+
+
+class _Workflow(msgspec.Struct):
+    hops: int = 0
+    decided: str | None = None
+    """The event that last carried decisions."""
+    decisions: int = 0
+    constraints: dict[int, _Constraint] = {}
+    written: dict[str, str] = {}
+    """Names of what was written → the event."""
+    listed: dict[str, str] = {}
+    """Names in `output.artifacts` → the event."""
+    ids: dict[str, None] = {}
+
+
+class ContextLost:
+    """Something that later agents need was dropped on the way.
+
+    Judged are payloads in the envelope's form: an object with `context` or `output`. A constraint is there if three in
+    four of its words are somewhere in the payload: other order, other wording around it and another field do not
+    matter. The agent that set it is not told it again. An artifact is written if a write of this workflow has its name
+    (the last part of its key), or if its content is in the payload. Kept are hashes of words and names of keys.
+    """
+
+    kind: ClassVar[str] = "context.lost"
+    sees: ClassVar[frozenset[Sight]] = frozenset({"first"})
+    Params: ClassVar[type[msgspec.Struct]] = ForgottenParams
+
+    def __init__(self, rule: Rule, params: ForgottenParams, registry: Registry) -> None:
+        self._rule, self._params = rule, params
+        self._edges: tuple[tuple[Matcher, Matcher, EdgeContract], ...] = tuple(
+            (matcher(edge.source), matcher(edge.target), edge) for edge in params.edges
+        )
+        self._workflows: OrderedDict[str, _Workflow] = OrderedDict()
+
+    def observe(self, event: Event) -> Iterable[Finding]:
+        key = event.workflow
+        if key is None or event.kind not in ("handoff", "write"):
+            return NOTHING
+        payload = event.payload
+        is_write = event.kind == "write"
+        if not is_write and (type(payload) is not dict or not ("context" in payload or "output" in payload)):
+            return NOTHING
+        workflow = self._workflows.get(key)
+        if workflow is None:
+            workflow = self._workflows[key] = _Workflow()
+            if len(self._workflows) > self._params.keys:
+                self._workflows.popitem(last=False)
+        if is_write:
+            if event.key is not None and event.outcome not in ("failed", "rejected"):
+                _keep(workflow.written, _name(event.key), event.id)
+            return NOTHING
+        if event.id in workflow.ids:
+            return NOTHING
+        _keep(workflow.ids, event.id, None)
+        contract = self._contract(event)
+        context = payload.get("context")
+        context = context if type(context) is dict else {}
+        found = [
+            *self._decisions(workflow, event, context, contract("decisions")),
+            *self._constraints(workflow, event, context, contract("constraints")),
+            *self._artifacts(workflow, event, payload, contract("artifacts")),
+        ]
+        workflow.hops += 1
+        return found or NOTHING
+
+    def _contract(self, event: Event) -> Any:
+        for source, target, edge in self._edges:
+            if source(event.source or "") and target(event.target or ""):
+                return lambda name: getattr(edge, name) or getattr(self._params, name)
+        return lambda name: getattr(self._params, name)
+
+    def _decisions(
+        self, workflow: _Workflow, event: Event, context: Mapping[str, Any], keep: Keep
+    ) -> Iterator[Finding]:
+        made = context.get("decisions_made")
+        if made:
+            workflow.decided, workflow.decisions = event.id, len(made) if type(made) is list else 1
+            return
+        if keep == "never" or (keep == "once_said" and workflow.decided is None):
+            return
+        how = "empty" if "decisions_made" in context else "absent"
+        before = f": {workflow.decisions} were made before" if workflow.decided else ""
+        yield self._found(
+            event,
+            f"decisions_made is {how} in what {_who(event.source)} handed to {_who(event.target)}{before}",
+            "/context/decisions_made",
+            {"lost": "decisions_made", "is": how, "before": workflow.decisions, "last_seen": workflow.decided},
+            workflow.decided,
+        )
+
+    def _constraints(
+        self, workflow: _Workflow, event: Event, context: Mapping[str, Any], keep: Keep
+    ) -> Iterator[Finding]:
+        said = context.get("constraints")
+        listed = [text_of(item) for item in said][:_ITEMS] if type(said) is list else []
+        if keep == "always" and not listed:
+            yield self._found(
+                event,
+                f"{_who(event.source)} handed no constraints to {_who(event.target)}",
+                "/context/constraints",
+                {"lost": "constraints", "is": "empty" if said is not None else "absent"},
+                None,
+            )
+        known = workflow.constraints
+        due = [each for each in known.values() if workflow.hops - each.hop >= _LATER and each.source != event.target]
+        if due and keep != "never":
+            here = _coded(words(text_of(event.payload)))
+            for each in due:
+                if len(each.words & here) >= _STILL * len(each.words):
+                    each.told = False
+                elif not each.told:
+                    each.told = True
+                    hops = workflow.hops - each.hop
+                    yield self._found(
+                        event,
+                        f"a constraint that {_who(each.source)} set is missing {hops} hops later, in what "
+                        f"{_who(event.source)} handed to {_who(event.target)}",
+                        each.path,
+                        {"lost": "constraint", "set_in": each.event, "hops": hops, "words": len(each.words)},
+                        each.event,
+                        each.path,
+                    )
+        for index, text in enumerate(listed):
+            coded = frozenset(sorted(_coded(words(text)))[:_WORDS])
+            code = hash(coded)
+            if coded and code not in known and len(known) < _ITEMS and not _near(coded, known.values()):
+                path = f"/context/constraints/{index}"
+                known[code] = _Constraint(event.id, workflow.hops, event.source, path, coded)
+
+    def _artifacts(
+        self, workflow: _Workflow, event: Event, payload: Mapping[str, Any], keep: Keep
+    ) -> Iterator[Finding]:
+        output = payload.get("output")
+        produced = output.get("artifacts") if type(output) is dict else None
+        produced = produced[:_ITEMS] if type(produced) is list else []
+        listed = [(f"/output/artifacts/{index}", artifact) for index, artifact in enumerate(produced)]
+        wanted = list(_wanted(payload))
+        if keep == "always" or (keep == "once_said" and workflow.written):
+            yield from self._unwritten(event, listed, workflow.written, "wrote")
+        somewhere = {**workflow.written, **workflow.listed}
+        if keep == "always" or (keep == "once_said" and somewhere):
+            own = dict.fromkeys(name for _, artifact in listed if (name := _reference(artifact, inside=True)))
+            yield from self._unwritten(event, wanted, {**somewhere, **own}, "wrote or listed")
+        for _, artifact in listed:
+            if (name := _reference(artifact, inside=True)) is not None:
+                _keep(workflow.listed, name, event.id)
+
+    def _unwritten(
+        self, event: Event, artifacts: Iterable[tuple[str, Any]], known: Mapping[str, Any], did: str
+    ) -> Iterator[Finding]:
+        for path, artifact in artifacts:
+            name = _reference(artifact)
+            if name is None or _was_written(name, known):
+                continue
+            yield self._found(
+                event,
+                f"{_who(event.source)} pointed {_who(event.target)} to an artifact that nobody {did}: {name}",
+                path,
+                {"lost": "artifact", "name": name, "known": len(known)},
+                None,
+                name,
+            )
+
+    def _found(
+        self, event: Event, message: str, path: str, evidence: dict[str, Any], since: str | None, *same: str
+    ) -> Finding:
+        return finding(
+            self._rule,
+            event,
+            message,
+            evidence={"path": path, **evidence},
+            side="sender",
+            events=(since, event.id) if since is not None and since != event.id else (event.id,),
+            same=(path, *same),
+        )
+
+    def advance(self, now: float) -> Iterable[Finding]:
+        return NOTHING
+
+    def __len__(self) -> int:
+        return len(self._workflows)
+
+
+def _who(agent: str | None) -> str:
+    return agent or "an unknown agent"
+
+
+def _keep(known: dict[str, Any], name: str, value: Any) -> None:
+    known.pop(name, None)
+    known[name] = value
+    if len(known) > _ITEMS:
+        del known[next(iter(known))]
+
+
+def _coded(spoken: Iterable[bytes]) -> frozenset[int]:
+    return frozenset(map(crc32, spoken))
+
+
+def _near(coded: frozenset[int], known: Iterable[_Constraint]) -> bool:
+    """Whether a constraint is one that is known, said with other words around it."""
+    return any(len(coded & each.words) >= _STILL * max(len(coded), len(each.words)) for each in known)
+
+
+def _name(name: str) -> str:
+    return name[:512].partition("?")[0].rstrip("/").lower()
+
+
+def _wanted(payload: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """What stands under keys that speak of artifacts, beside `output.artifacts`, with its place."""
+    for start in ("", "/context", "/input", "/inputs"):
+        part = payload if not start else payload.get(start[1:])
+        if type(part) is not dict:
+            continue
+        for key, value in part.items():
+            if "artifact" not in key.lower():
+                continue
+            for index, artifact in enumerate(value[:_ITEMS] if type(value) is list else [value]):
+                yield f"{start}/{key}" + (f"/{index}" if type(value) is list else ""), artifact
+
+
+def _reference(artifact: Any, *, inside: bool = False) -> str | None:
+    """What an artifact is called; None where it is on the web, or its content is in the payload (unless `inside`)."""
+    if type(artifact) is dict:
+        if not inside and any(artifact.get(part) for part in ("content", "data", "text", "parts", "bytes")):
+            return None
+        artifact = next(
+            (artifact[key] for key in ("uri", "path", "key", "name", "id", "url") if type(artifact.get(key)) is str),
+            None,
+        )
+    if type(artifact) is not str or not artifact or artifact.startswith(("http://", "https://", "data:")):
+        return None
+    return _name(artifact)
+
+
+def _was_written(name: str, written: Iterable[str]) -> bool:
+    """A key of the same last part: `report.md`, `redis://…/report.md` and `w1:report.md` are one."""
+    last = _LAST.split(name)[-1]
+    return any(_LAST.split(key)[-1] == last for key in written)
+
+
+_LAST = re.compile(r"[/:#\\]")

@@ -1,0 +1,156 @@
+"""A payload that repeats most of what another agent had handed on becomes a finding: a summary would have done."""
+
+from array import array
+from collections import OrderedDict
+from collections.abc import Iterable
+from typing import Annotated, Any, ClassVar
+
+import msgspec
+
+from handrail.detectors import NOTHING, Count, Rule, Sight, finding
+from handrail.detectors.similarity import phrases, sampled, text_of
+from handrail.event import Event, Finding
+from handrail.schema.registry import Matcher, Registry, matcher
+
+_SAMPLE = 128
+"""Fingerprints kept of a payload."""
+_ENOUGH = 24
+"""Fingerprints that two payloads must be compared by; fewer say little."""
+
+Share = Annotated[float, msgspec.Meta(gt=0, le=1)]
+
+
+class EdgeShare(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What may be repeated on this way; `*` for any run of characters, the first match wins."""
+
+    source: str = "*"
+    target: str = "*"
+    share: Share = 1.0
+    """1: everything."""
+
+
+class ForwardedParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    share: Share = 0.6
+    """So much of an earlier payload's phrases, found again in this one, is most of it."""
+    at_least_words: Count = 40
+    """Shorter payloads are cheap to pass on, and are not compared."""
+    hops: Count = 16
+    """Earlier hops that a payload is compared with."""
+    edges: tuple[EdgeShare, ...] = ()
+    per_second: Count = 250
+    """Payloads that are compared in a second; those past it are not, so that a rush does not wait for this."""
+    keys: Count = 1_000
+    """Workflows; one takes 1 KB for each hop."""
+
+
+class _Hop(msgspec.Struct, frozen=True):
+    id: str
+    source: str
+    target: str
+    digest: str | None
+    mask: int
+    """Fingerprints are those phrases whose hash has none of these bits."""
+    prints: Any
+    """array("I"), which cannot be named as a type in Python 3.11."""
+    words: int
+
+
+class ContextForwarded:
+    """What somebody else had said is passed on whole.
+
+    Method: every run of three words is hashed (w-shingling, Broder 1997), those with k low bits zero are kept, k as
+    small as keeps 128 (modulo sampling: the same phrase is kept in every payload, so that containment can be
+    estimated; ± 8 % at 95 %). Order, layout, case, punctuation and the keys of JSON do not matter. Compared is the part
+    of the earlier payload that is in the later one, so that what is added does not hide it. What an agent says twice
+    itself, and an answer to the one that said it, are not forwarded.
+    """
+
+    kind: ClassVar[str] = "context.forwarded"
+    sees: ClassVar[frozenset[Sight]] = frozenset({"first"})
+    Params: ClassVar[type[msgspec.Struct]] = ForwardedParams
+
+    def __init__(self, rule: Rule, params: ForwardedParams, registry: Registry) -> None:
+        self._rule, self._params = rule, params
+        self._edges: tuple[tuple[Matcher, Matcher, float], ...] = tuple(
+            (matcher(edge.source), matcher(edge.target), edge.share) for edge in params.edges
+        )
+        self._workflows: OrderedDict[str, list[_Hop]] = OrderedDict()
+        self._second = 0.0
+        self._compared = 0
+
+    def observe(self, event: Event) -> Iterable[Finding]:
+        key, source, target, payload = event.workflow, event.source, event.target, event.payload
+        if key is None or payload is None or source is None or target is None or event.kind != "handoff":
+            return NOTHING
+        if event.payload_bytes is not None and event.payload_bytes < 2 * self._params.at_least_words:
+            return NOTHING
+        hops = self._workflows.get(key)
+        if hops is not None and any(
+            hop.id == event.id
+            or (hop.digest == event.digest is not None and hop.source == source and hop.target == target)
+            for hop in hops
+        ):
+            return NOTHING
+        if event.at >= self._second + 1 or event.at < self._second:
+            self._second, self._compared = event.at, 0
+        self._compared += 1
+        if self._compared > self._params.per_second:
+            return NOTHING
+        codes = phrases(text_of(payload))
+        if len(codes) < self._params.at_least_words - 2:
+            return NOTHING
+        mask, prints = sampled(codes, _SAMPLE)
+        found = NOTHING if hops is None else self._judge(event, source, target, hops, mask, prints)
+        if hops is None:
+            hops = self._workflows[key] = []
+            if len(self._workflows) > self._params.keys:
+                self._workflows.popitem(last=False)
+        hops.append(_Hop(event.id, source, target, event.digest, mask, array("I", sorted(prints)), len(codes) + 2))
+        del hops[: -self._params.hops]
+        return found
+
+    def _judge(
+        self, event: Event, source: str, target: str, hops: list[_Hop], mask: int, prints: frozenset[int]
+    ) -> tuple[Finding, ...]:
+        most, worst = 0.0, None
+        for hop in hops:
+            if hop.source in (source, target):
+                continue
+            coarse = mask | hop.mask
+            earlier = [code for code in hop.prints if not code & coarse]
+            if len(earlier) < _ENOUGH:
+                continue
+            share = sum(code in prints for code in earlier) / len(earlier)
+            if share > most:
+                most, worst = share, hop
+        if worst is None or most < self._allowed(source, target):
+            return NOTHING
+        return (
+            finding(
+                self._rule,
+                event,
+                f"{source} passed on to {target} {most:.0%} of what {worst.source} had handed to {worst.target} "
+                f"({worst.words:,} words), in place of a summary and a pointer to it",
+                evidence={
+                    "repeats": worst.id,
+                    "of": [worst.source, worst.target],
+                    "share": round(most, 3),
+                    "words": worst.words,
+                    "fingerprints": len(worst.prints),
+                },
+                side="sender",
+                events=(worst.id, event.id),
+            ),
+        )
+
+    def _allowed(self, source: str, target: str) -> float:
+        for matches_source, matches_target, share in self._edges:
+            if matches_source(source) and matches_target(target):
+                return share if share < 1 else 2.0
+        return self._params.share
+
+    def advance(self, now: float) -> Iterable[Finding]:
+        return NOTHING
+
+    def __len__(self) -> int:
+        return len(self._workflows)

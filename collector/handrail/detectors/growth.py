@@ -1,0 +1,249 @@
+"""Tokens that grow with every hop become a finding before they meet the window of the model that receives them."""
+
+from collections import OrderedDict
+from collections.abc import Iterable, Mapping
+from functools import cache
+from importlib.resources import files
+from itertools import pairwise
+from typing import Annotated, Any, ClassVar, Literal
+
+import msgspec
+
+from handrail.config import parse_yaml
+from handrail.detectors import NOTHING, Count, Rule, Sight, finding
+from handrail.event import Event, Finding, canonical
+from handrail.schema.registry import Matcher, Registry, matcher
+
+BYTES_PER_TOKEN = 4
+"""Of an estimate: English prose and JSON come to about four bytes a token with the tokenizers in use."""
+_SERIES = 64
+"""Receivers, and models of agents, remembered for each workflow."""
+
+Hops = Annotated[int, msgspec.Meta(ge=2)]
+Source = Literal["reported", "estimated"]
+
+
+class AgentModel(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Which model an agent runs on, where nothing says it; `*` for any run of characters."""
+
+    agent: str
+    model: str
+
+
+class GrowthParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    within_hops: Count = 3
+    """Found when the window is met in so many hops, if they go on to grow as they did."""
+    over_hops: Hops = 3
+    """Growth is the mean over so many hops in a row, each larger than the one before."""
+    windows: dict[str, Count] = {}
+    """Model → tokens, before the table that is shipped; `*` for any run of characters."""
+    models: tuple[AgentModel, ...] = ()
+    """First match wins; else the model that the agent named as its own, else the one that the message names."""
+    window: Count | None = None
+    """Tokens, for a model that no table knows or nobody names; such hops are not judged where absent."""
+    keys: Count = 10_000
+    """Workflows; one takes 1 KB and 0.2 KB for each agent."""
+
+
+class _Series(msgspec.Struct):
+    """The last hops of one workflow, or of those to one agent."""
+
+    tokens: list[int] = []
+    ids: list[str] = []
+    told: str = ""
+
+
+class _Workflow(msgspec.Struct):
+    tokens: int = 0
+    hops: int = 0
+    estimated: int = 0
+    series: dict[str, _Series] = {}
+    models: dict[str, str] = {}
+
+
+@cache
+def shipped_windows() -> Mapping[str, int]:
+    """Model name pattern → tokens, from the table beside this module; part of the program, so read once."""
+    table: dict[str, int] = parse_yaml(files(__package__).joinpath("windows.yaml").read_text("utf-8"), "windows.yaml")
+    return table
+
+
+def tokens_of(event: Event) -> tuple[int, Source] | None:
+    """Tokens of a message: what was reported (`usage`, `metadata.token_count`), else an estimate by its bytes."""
+    if event.tokens is not None:
+        return event.tokens, "reported"
+    payload = event.payload
+    if type(payload) is dict:
+        metadata = payload.get("metadata")
+        count = metadata.get("token_count") if type(metadata) is dict else None
+        if type(count) is int and count >= 0:
+            return count, "reported"
+    size = event.payload_bytes
+    if size is None and payload is not None:
+        try:
+            size = len(canonical(payload))
+        except (TypeError, ValueError):
+            return None
+    return None if size is None else (size // BYTES_PER_TOKEN, "estimated")
+
+
+def _input_of(event: Event) -> tuple[int, Source] | None:
+    """Tokens that a model was given in a call, from its reply's `usage`."""
+    given = event.reply.get("input_tokens") if type(event.reply) is dict else None
+    tokens = given if type(given) is int else event.tokens
+    return None if tokens is None else (tokens, "reported")
+
+
+def model_of(value: Any) -> str | None:
+    """The model that a payload or a reply names: `metadata.model`, else `model`."""
+    if type(value) is not dict:
+        return None
+    metadata = value.get("metadata")
+    named = metadata.get("model") if type(metadata) is dict else None
+    named = named if type(named) is str else value.get("model")
+    return named[:128] if type(named) is str and named else None
+
+
+class Windows:
+    """Finds the window of a model by its name, remembering the answers."""
+
+    def __init__(self, own: Mapping[str, int]) -> None:
+        self._patterns: list[tuple[Matcher, int]] = [
+            (matcher(name.lower()), tokens) for name, tokens in [*own.items(), *shipped_windows().items()]
+        ]
+        self._known: dict[str, int | None] = {}
+
+    def of(self, model: str) -> int | None:
+        if model not in self._known:
+            if len(self._known) >= 1_000:
+                self._known.clear()
+            name = model.lower()
+            names = (name, name.rpartition("/")[2], name.rpartition(".")[2])
+            self._known[model] = next(
+                (tokens for matches, tokens in self._patterns if any(map(matches, names))),
+                None,
+            )
+        return self._known[model]
+
+
+class ContextGrowth:
+    """What is handed on grows from hop to hop, and will not fit the receiver's model in a few hops, or does not now.
+
+    Series that are watched: all hops of a workflow in their order (a chain that passes everything on), those to one
+    agent (an orchestrator that hears everybody), and what an agent gives its model (by the `usage` of the replies).
+    The forecast is a straight line through the last hops, and only where each is larger than the one before. Told once
+    when it is near and once when it is reached, until it shrinks.
+    """
+
+    kind: ClassVar[str] = "context.growth"
+    sees: ClassVar[frozenset[Sight]] = frozenset({"final"})
+    Params: ClassVar[type[msgspec.Struct]] = GrowthParams
+
+    def __init__(self, rule: Rule, params: GrowthParams, registry: Registry) -> None:
+        self._rule, self._params = rule, params
+        self._windows = Windows(params.windows)
+        self._models = tuple((matcher(each.agent), each.model) for each in params.models)
+        self._workflows: OrderedDict[str, _Workflow] = OrderedDict()
+
+    def observe(self, event: Event) -> Iterable[Finding]:
+        key = event.workflow
+        if key is None or event.kind not in ("handoff", "usage"):
+            return NOTHING
+        is_call = event.kind == "usage"
+        counted = _input_of(event) if is_call else tokens_of(event)
+        if counted is None:
+            return NOTHING
+        tokens, how = counted
+        workflow = self._workflows.get(key)
+        if workflow is None:
+            workflow = self._workflows[key] = _Workflow()
+            if len(self._workflows) > self._params.keys:
+                self._workflows.popitem(last=False)
+        workflow.tokens += tokens
+        workflow.hops += 1
+        workflow.estimated += how == "estimated"
+        named = model_of(event.reply if is_call else event.payload)
+        if named is not None and event.source is not None and len(workflow.models) < _SERIES:
+            workflow.models[event.source] = named
+        found: list[Finding] = []
+        for name in (f"model of {event.source}",) if is_call else ("", event.target):
+            if name is None or (name not in workflow.series and len(workflow.series) >= _SERIES):
+                continue
+            series = workflow.series.setdefault(name, _Series())
+            if series.ids[-1:] == [event.id]:
+                return NOTHING
+            series.tokens = [*series.tokens, tokens][-self._params.over_hops :]
+            series.ids = [*series.ids, event.id][-self._params.over_hops :]
+            judged = self._judge(workflow, series, event, tokens, how, named)
+            found = found or list(judged)
+        return found or NOTHING
+
+    def _judge(
+        self, workflow: _Workflow, series: _Series, event: Event, tokens: int, how: Source, named: str | None
+    ) -> Iterable[Finding]:
+        params, counts = self._params, series.tokens
+        growing = len(counts) >= 2 and all(later > earlier for earlier, later in pairwise(counts))
+        if len(counts) >= 2 and counts[-1] < counts[-2]:
+            series.told = ""
+        model = self._model(workflow, event, named)
+        window = params.window if model is None else self._windows.of(model) or params.window
+        if window is None:
+            return NOTHING
+        growth = (counts[-1] - counts[0]) / max(1, len(counts) - 1) if growing else 0.0
+        hops = 0 if tokens >= window else -(-(window - tokens) // growth) if growth > 0 else None
+        if hops is None or hops > params.within_hops or (hops and len(counts) < params.over_hops):
+            return NOTHING
+        state = "reached" if hops == 0 else "near"
+        chain = workflow.series.get("")
+        if "reached" in (told := (series.told, chain.told if chain is not None else "")) or state in told:
+            return NOTHING
+        series.told = state
+        who = event.target or (f"the model of {event.source}" if event.kind == "usage" else "the receiver")
+        size = f"{'about ' if how == 'estimated' else ''}{tokens:,} tokens"
+        model_name = model or "its model"
+        if hops == 0:
+            giver = event.source or "an unknown agent"
+            message = f"{giver} handed {size} to {who}, whose window is {window:,} ({model_name})"
+        else:
+            message = (
+                f"the context handed to {who} grows by {growth:,.0f} tokens a hop and is at {size}: "
+                f"in {hops:.0f} {'hop' if hops == 1 else 'hops'} it meets the window of {model_name} ({window:,})"
+            )
+        return (
+            finding(
+                self._rule,
+                event,
+                message,
+                evidence={
+                    "tokens": tokens,
+                    "tokens_are": how,
+                    "last_hops": list(counts),
+                    "growth_per_hop": round(growth, 1),
+                    "hops_left": int(hops),
+                    "window": window,
+                    "model": model,
+                    "workflow_tokens": workflow.tokens,
+                    "workflow_hops": workflow.hops,
+                    "estimated_hops": workflow.estimated,
+                },
+                side="sender",
+                events=tuple(dict.fromkeys(series.ids)),
+                same=(state,),
+            ),
+        )
+
+    def _model(self, workflow: _Workflow, event: Event, named: str | None) -> str | None:
+        target = event.source if event.kind == "usage" else event.target
+        if target is not None:
+            for matches, model in self._models:
+                if matches(target):
+                    return model
+            if (known := workflow.models.get(target)) is not None:
+                return known
+        return model_of(event.reply) or named
+
+    def advance(self, now: float) -> Iterable[Finding]:
+        return NOTHING
+
+    def __len__(self) -> int:
+        return len(self._workflows)
