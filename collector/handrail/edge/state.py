@@ -5,13 +5,14 @@ from collections.abc import Callable, Iterator
 from handrail.config import BusConfig, Config, StoreConfig
 from handrail.dialects.nats import Nats
 from handrail.dialects.redis import Redis
+from handrail.dialects.waiting import Waiting
 from handrail.dialects.patterns import default_keys, default_subjects, patterns_of
 from handrail.edge.bus import BusListener
 from handrail.edge.record import Recorder
 from handrail.edge.store import StoreListeners
 from handrail.event import Decision, Event
 from handrail.pipeline import Pipeline
-from handrail.wire.operation import Acknowledged, Delivered, Message, Operation, Pending, Published, Stored
+from handrail.wire.operation import Acknowledged, Cut, Delivered, Message, Operation, Pending, Published, Stored
 
 Now = Callable[[], float]
 
@@ -19,15 +20,28 @@ Now = Callable[[], float]
 class StoreEvents:
     """The observer of one store."""
 
-    def __init__(self, dialect: Redis, pipeline: Pipeline, recorder: Recorder, now: Now) -> None:
+    def __init__(
+        self, dialect: Redis, waiting: Waiting | None, pipeline: Pipeline, recorder: Recorder, now: Now
+    ) -> None:
+        """`waiting` says who waits for what, where a rule in force asks for it."""
         self._dialect, self._pipeline, self._recorder, self._now = dialect, pipeline, recorder, now
+        self._waiting = waiting
         self.is_enforcing = any(watch.rule.action == "enforce" for watch in pipeline.watches)
-        self.wants = dialect.wants
+        self.wants = dialect.wants if waiting is None else self._wants
         self.wants_channel = dialect.wants_channel
 
+    def _wants(self, args: tuple[bytes | Cut, ...]) -> bool:
+        return self._dialect.wants(args) or (self._waiting is not None and self._waiting.wants(args))
+
     def observe(self, seen: Pending | Operation | Message) -> None:
-        if isinstance(seen, Operation):
-            for event in self._dialect.read(seen):
+        if isinstance(seen, Pending):
+            for event in self._waiting.asked(seen) if self._waiting is not None else ():
+                self._record(event)
+        elif isinstance(seen, Operation):
+            if self._waiting is None or self._dialect.wants(seen.args):
+                for event in self._dialect.read(seen):
+                    self._record(event)
+            for event in self._waiting.read(seen) if self._waiting is not None else ():
                 self._record(event)
         elif isinstance(seen, Message):
             message = self._dialect.message(seen)
@@ -77,8 +91,11 @@ def store_of(config: StoreConfig, agent: str | None, pipeline: Pipeline, recorde
     key = f"stores.{config.name}"
     keys = patterns_of(config.state, f"{key}.state") if config.state else default_keys()
     subjects = patterns_of(config.events, f"{key}.events") if config.events else default_subjects()
-    dialect = Redis(config.name, keys, subjects, tuple(listener.agent or agent for listener in config.listeners))
-    return StoreListeners(config, agent, StoreEvents(dialect, pipeline, recorder, now), recorder)
+    agents = tuple(listener.agent or agent for listener in config.listeners)
+    dialect = Redis(config.name, keys, subjects, agents)
+    is_asked_for = any(watch.rule.kind == "wait.deadlock" for watch in pipeline.watches)
+    waiting = Waiting(config.name, agents) if is_asked_for else None
+    return StoreListeners(config, agent, StoreEvents(dialect, waiting, pipeline, recorder, now), recorder)
 
 
 def bus_of(config: BusConfig, agent: str | None, pipeline: Pipeline, recorder: Recorder, now: Now) -> BusListener:
