@@ -11,8 +11,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import redis
 
-from handrail.config import AdminConfig, Config, RouteConfig, RulesConfig
+from edge.servers import valkey
+from handrail.config import AdminConfig, Config, RouteConfig, RulesConfig, StoreConfig, StoreListenerConfig
 from handrail.edge.demo import SidecarThread
 from handrail.event import Event, Finding
 
@@ -117,3 +119,89 @@ def test_the_same_ring_that_resolves_itself_is_not_reported(running) -> None:
         time.sleep(0.01)
     assert len(seen.events) == 4
     assert not seen.there.wait(0.8)
+
+
+@pytest.fixture
+def queues(free_port: Callable[[], int]) -> Iterator[tuple[dict[str, int], Deadlocks]]:
+    """A Valkey server behind one listener for each of two agents: their ports, and what is found."""
+    ports = {name: free_port() for name in ("a", "b")}
+    with valkey() as server, contextlib.ExitStack() as stack:
+        listeners = tuple(
+            StoreListenerConfig(listen=f"127.0.0.1:{port}", upstream=f"redis://127.0.0.1:{server.port}", agent=name)
+            for name, port in ports.items()
+        )
+        config = Config(
+            stores=(StoreConfig(name="queues", listeners=listeners),),
+            rules=RulesConfig(builtin=False, files=(str(RULES),)),
+            admin=AdminConfig(listen="127.0.0.1:0"),
+        )
+        seen = Deadlocks()
+        sidecar = SidecarThread(config, seen)
+        stack.callback(sidecar.stop, 0.1)
+        sidecar.start()
+        yield ports, seen
+
+
+def work(port: int, own: str, other: str, rounds: int) -> None:
+    """An agent on two queues: takes from its own and gives to the other, and takes once more."""
+    with redis.Redis(port=port) as client, contextlib.suppress(redis.RedisError):
+        for _ in range(rounds):
+            if client.blpop([own], timeout=8) is None:
+                return
+            client.rpush(other, "a task")
+        client.blpop([own], timeout=8)
+
+
+def test_two_agents_on_queues_that_wait_for_each_other(queues) -> None:
+    """They hand to and fro, then each takes from its queue before it gives: nobody ever gives again."""
+    ports, seen = queues
+    with redis.Redis(port=ports["a"]) as a, redis.Redis(port=ports["b"]) as b:
+        a.rpush("to-b", "1")
+        b.rpush("to-a", "2")
+        assert a.blpop(["to-a"], timeout=8)
+        assert b.blpop(["to-b"], timeout=8)
+    readers = [threading.Thread(target=work, args=(ports[me], f"to-{me}", "", 0), daemon=True) for me in ports]
+    for reader in readers:
+        reader.start()
+    assert seen.there.wait(5)
+    ((told, found),) = seen.found
+    assert sorted(found.evidence["cycle"]) == ["a", "b"]
+    assert {wait["via"] for wait in found.evidence["waits"]} == {"queue"}
+    assert told - found.at < 1.5
+    with redis.Redis(port=ports["a"]) as client:
+        client.rpush("to-b", "x")
+        client.rpush("to-a", "x")
+    for reader in readers:
+        reader.join(10)
+
+
+def test_agents_that_hand_to_and_fro_over_queues_are_not_reported(queues) -> None:
+    """At every instant at most one of them waits for long."""
+    ports, seen = queues
+    with redis.Redis(port=ports["a"]) as client:
+        client.rpush("to-b", "begin")
+        ending = threading.Thread(target=work, args=(ports["b"], "to-b", "to-a", 50), daemon=True)
+        ending.start()
+        for _ in range(50):
+            assert client.blpop(["to-a"], timeout=8)
+            client.rpush("to-b", "a task")
+        ending.join(10)
+    assert not seen.there.wait(0.8)
+
+
+def test_two_locks_that_are_taken_in_the_other_order(queues) -> None:
+    """SET NX on keys of locks: each holds one and tries for the other's."""
+    ports, seen = queues
+    with redis.Redis(port=ports["a"]) as a, redis.Redis(port=ports["b"]) as b:
+        assert a.set("lock:1", "a", nx=True)
+        assert b.set("lock:2", "b", nx=True)
+        deadline = time.monotonic() + 5
+        while not seen.there.is_set() and time.monotonic() < deadline:
+            assert not a.set("lock:2", "a", nx=True)
+            assert not b.set("lock:1", "b", nx=True)
+            time.sleep(0.05)
+    ((_, found),) = seen.found
+    assert [wait["holds"] for wait in found.evidence["waits"]] in (
+        [["lock queues/lock:1"], ["lock queues/lock:2"]],
+        [["lock queues/lock:2"], ["lock queues/lock:1"]],
+    )
