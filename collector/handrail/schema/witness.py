@@ -38,7 +38,7 @@ _NUMBERS, _STRING, _ARRAY, _OBJECT = (TYPES_OF_NAME[name] for name in ("number",
 
 KEYWORD_TYPES: Mapping[str, frozenset[str]] = {
     **dict.fromkeys(("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf"), _NUMBERS),
-    **dict.fromkeys(("minLength", "maxLength", "pattern", "format"), _STRING),
+    **dict.fromkeys(("minLength", "maxLength", "pattern", "format", "contentEncoding", "contentMediaType"), _STRING),
     **dict.fromkeys(("minItems", "maxItems", "uniqueItems", "prefixItems", "items", "contains"), _ARRAY),
     "unevaluatedItems": _ARRAY,
     **dict.fromkeys(("minProperties", "maxProperties", "required", "properties", "patternProperties"), _OBJECT),
@@ -490,8 +490,8 @@ class _Builder:
         def admitted(text: str) -> bool:
             return (
                 shortest <= len(text) <= longest
-                and all(_string_holds(k, v, text, draft) for k, v in holds if k in ("pattern", "format"))
-                and not any(_string_holds(k, v, text, self._oldest) for k, v in fails if k in ("pattern", "format"))
+                and all(_string_holds(k, v, text, draft) for k, v in holds if k in _CHECKED)
+                and not any(_string_holds(k, v, text, self._oldest) for k, v in fails if k in _CHECKED)
             )
 
         seen = set()
@@ -523,7 +523,7 @@ class _Builder:
             for character in "a0 é~A":
                 if length <= longest:
                     yield character * length
-        yield from ("", "a", "ab", "0", "-", " ", "A", "1.5", "\n", "😀", "a b", "null")
+        yield from ("", "a", "ab", "0", "-", " ", "A", "1.5", "YQ==", "\n", "😀", "a b", "null")
         yield from self._hints.strings
         for pattern in (*refused, *self._hints.patterns):
             for text in islice(pattern_samples(pattern, shortest), 4):
@@ -833,8 +833,21 @@ class _Shapes:
 
 _SIMPLE = frozenset(
     {"minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf", "minLength", "maxLength"}
-    | {"pattern", "format", "minItems", "maxItems", "minProperties", "maxProperties"}
+    | {
+        "pattern",
+        "format",
+        "contentEncoding",
+        "contentMediaType",
+        "minItems",
+        "maxItems",
+        "minProperties",
+        "maxProperties",
+    }
 )
+
+
+_CHECKED = frozenset({"pattern", "format", "contentEncoding", "contentMediaType"})
+"""Keywords of strings that the validator is asked about."""
 
 
 def _any_text(place: Place) -> Place:
