@@ -1,6 +1,7 @@
 """OpenAI's APIs: chat completions and responses, plain and streamed, and how other servers deviate."""
 
 import json
+import re
 from typing import Any
 
 import orjson
@@ -268,11 +269,12 @@ def test_an_operators_schema_stands_for_a_tool_that_has_none() -> None:
     ]
 
 
-KEYS = (
+KEYS = re.findall(
+    r"\S+",
     "messages role content tool_calls function name arguments id tools parameters choices delta index "
     "usage input output type item response call_id error contents parts functionCall args candidates "
-    "message content_block system text"
-).split()
+    "message content_block system text",
+)
 """What the four APIs call their fields."""
 
 json_values = st.recursive(

@@ -26,6 +26,7 @@ import orjson
 from handrail.config import LimitsConfig
 from handrail.dialects import Asked
 from handrail.dialects.a2a import is_card_path, rewrite_card
+from handrail.edge.gate import ReplyGate
 from handrail.edge.record import Recorder
 from handrail.edge.route import Listener, Target
 from handrail.event import Fault, Refusal
@@ -35,6 +36,9 @@ from handrail.wire.body import decode
 from handrail.wire.http1 import CopyBudget, ReplyDecoder, RequestDecoder
 
 log = logging.getLogger("handrail.proxy")
+
+MODELS = frozenset({"openai", "anthropic", "gemini"})
+"""The dialects whose replies hold handoffs."""
 
 PIPELINE_BYTES = 65_536
 """How much may wait behind a request that is being answered before the client is no longer read."""
@@ -83,6 +87,7 @@ class _Client(asyncio.Protocol):
         "_eof",
         "_eof_told",
         "_first",
+        "_gate",
         "_held",
         "_interim",
         "_listener",
@@ -113,6 +118,7 @@ class _Client(asyncio.Protocol):
         self._queue: list[bytes] = []  # bytes for an upstream that is being connected
         self._held: list[bytes] | None = None  # a request that waits for its Decision; the head comes first
         self._tail: bytes | None = None  # end of a reply that is being held, None where replies pass
+        self._gate: ReplyGate | None = None  # a model's reply, where a rule may refuse what it calls
         self._paused = 0
         self._eof = False
         self._eof_told = False
@@ -244,6 +250,7 @@ class _Client(asyncio.Protocol):
             headers[b"traceparent"] = parent
             head = head[:-2] + b"traceparent: " + parent + b"\r\n\r\n"
         self._tail = b"" if self._wants_card() else None
+        self._gate = None
         out = decoder.out
         if proxy.enforcing or listener.stamp:
             if -1 <= decoder.length <= proxy.limits.hold_bytes:
@@ -281,6 +288,8 @@ class _Client(asyncio.Protocol):
                 return
             if self._listener.stamp and self._held is not None and passage.asked is not None:
                 self._held[0] = _stamped(self._held[0], request, passage.asked)
+            if passage.asked is not None and passage.asked[0].name in MODELS and self._interim is None:
+                self._gate = ReplyGate()
             held, self._held = self._held, None
             self.state = _WAITING
             self._deadline = self._reply_deadline(at)
@@ -428,7 +437,12 @@ class _Client(asyncio.Protocol):
             upstream = self._upstream
             begun = upstream is None or upstream.decoder.status
             self._deadline = 0.0 if begun else self._reply_deadline(at)
-        if self._tail is not None:
+        if self._gate is not None:
+            gated = self._gated(self._gate, data, cast("Reply | None", got), at)
+            if gated is None:
+                return
+            data = gated
+        elif self._tail is not None:
             self._tail += data
             if got is None:
                 if len(self._tail) > self._listener.route.limits.body_bytes:
@@ -444,6 +458,53 @@ class _Client(asyncio.Protocol):
             passage.overhead += _perf() + self._proxy.offset - at
         if got is not None:
             self._replied(cast(Reply, got), at)
+
+    def _gated(self, gate: ReplyGate, data: bytes, got: Reply | None, at: float) -> bytes | None:
+        """What of a model's reply goes on to the client now; None where it was answered here instead."""
+        proxy = self._proxy
+        was_holding = gate.is_holding
+        out = gate.feed(data)
+        if gate.size > proxy.limits.hold_bytes:
+            self._gate = None
+            proxy.recorder.uninspected("too_large_to_hold")
+            return out + gate.release()
+        if got is None:
+            if gate.is_holding:
+                if not was_holding:
+                    gate.until = at + proxy.limits.hold_seconds
+                self._deadline = gate.until
+            return out
+        self._gate = None
+        if not gate.is_holding or self._passage is None:
+            return out + gate.release()
+        self._deadline = 0.0
+        exchange = self._passage.exchange
+        exchange.reply, exchange.ended = got, at
+        exchange.overhead_ms = self._passage.overhead * 1000
+        refusal = proxy.close_held(self._passage)
+        if refusal is None:
+            return out + gate.release()
+        proxy.recorder.count("handrail_refused_total", "rule")
+        status, kind, body = refusal_reply(refusal, exchange, "")
+        if gate.is_whole:
+            head = b"HTTP/1.1 %d %s\r\ncontent-type: %s\r\ncontent-length: %d\r\nhandrail-findings: %s\r\n\r\n" % (
+                status,
+                _PHRASES.get(status, "Refused").encode(),
+                kind.encode(),
+                len(body),
+                re.sub(r"[^A-Za-z0-9._, -]", "_", refusal.finding.rule).encode(),
+            )
+            self.transport.write(head + body)
+        elif gate.is_aligned:
+            error = {"message": refusal.finding.message, "type": "handrail_refused", "code": refusal.finding.rule}
+            said = b"data: " + orjson.dumps({"type": "error", "error": error}) + b"\n\n"
+            self.transport.write(out + b"%x\r\n%s\r\n0\r\n\r\n" % (len(said), said))
+        else:
+            self._replied(got, at)
+            self._cut()  # an end that looks orderly would make a whole reply of half of one
+            return None
+        self._replied(got, at)
+        return None
 
     def _replied(self, reply: Reply, at: float) -> None:
         proxy = self._proxy
@@ -516,6 +577,12 @@ class _Client(asyncio.Protocol):
         if state == _TUNNEL or state == _IDLE or state == _HEAD or state >= _DISCARD:
             self._finish(abort=not clean and state == _TUNNEL)
         elif type(got) is Reply and clean:  # a reply that ends with the connection
+            if self._gate is not None:
+                gated = self._gated(self._gate, b"", got, at)
+                if gated is None:
+                    self._finish()
+                    return
+                self.transport.write(gated)
             if self._tail is not None:
                 self.transport.write(self._card(self._tail, got))
                 self._tail = None
@@ -689,6 +756,11 @@ class _Client(asyncio.Protocol):
             self._deadline = self._reply_deadline(now)
             if self._upstream is not None:
                 self._upstream.end_writing()
+        elif state == _WAITING and self._gate is not None and self._gate.is_holding:
+            gate, self._gate = self._gate, None
+            self._deadline = 0.0
+            self._proxy.recorder.uninspected("too_slow_to_hold")
+            self.transport.write(gate.release())
         elif state == _IDLE and not self._first:
             self._finish()
         elif state in (_IDLE, _HEAD):
@@ -1151,6 +1223,22 @@ class Proxy:
         now = self.now()
         try:
             passage.asked, decisions = self.inspector.open(passage.exchange)
+            self.recorder.record_all(decisions, now)
+            return refusal_in(decisions)
+        except Exception as error:
+            self._contain(error, now)
+            return None
+
+    def close_held(self, passage: _Passage) -> Refusal | None:
+        """The Decision on a reply that is held; none where we fail."""
+        if passage.asked is None:
+            return None
+        if self._looking:
+            self.drain()
+        now = self.now()
+        try:
+            decisions = list(self.inspector.close(passage.exchange, passage.asked))
+            passage.closed = True
             self.recorder.record_all(decisions, now)
             return refusal_in(decisions)
         except Exception as error:
