@@ -399,7 +399,7 @@ class SchemaDrift:
         declared = None
         if schema is not None:
             if sender.declared is None or sender.declared[0] is not schema:
-                sender.declared = schema, Declarations(schema.document, schema.others)
+                sender.declared = schema, Declarations(schema.whole)
             declared = sender.declared[1].root(value)
         profile = sender.profile
         places = profile.nodes

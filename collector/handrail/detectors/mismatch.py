@@ -85,7 +85,7 @@ class SchemaMismatch:
         if key in self._verdicts:
             return self._verdicts[key]
         try:
-            verdict = check(written.document, reader.document, "BACKWARD", out_of_time=_limited(_STEPS))
+            verdict = check(written.whole, reader.whole, "BACKWARD", out_of_time=_limited(_STEPS))
         except SchemaError:
             verdict = None
         self._verdicts[key] = verdict

@@ -25,16 +25,15 @@ Parts = tuple[Mapping[str, Any], ...]
 
 
 class Declarations:
-    """What one schema declares. `others` are the documents that it refers to, each by its URI."""
+    """What one schema declares; documents that it refers to must be embedded in it, as `Schema.whole` has them."""
 
-    def __init__(self, document: Any, others: Mapping[str, Any] | None = None) -> None:
+    def __init__(self, document: Any) -> None:
         self._document = document
-        self._resources: dict[str, Any] = {"": document, **(others or {})}
+        self._resources: dict[str, Any] = {"": document}
         self._anchors: dict[str, Any] = {}
         self._bases: dict[int, str] = {}
         self._patterns: dict[str, Any] = {}
-        for uri, each in tuple(self._resources.items()):
-            self._enter(each, uri)
+        self._enter(document, "")
 
     def _enter(self, document: Any, uri: str) -> None:
         rest = [(document, uri)]

@@ -85,9 +85,9 @@ class Schema:
         "digest",
         "document",
         "draft",
-        "others",
         "subject",
         "version",
+        "whole",
     )
 
     def __init__(self, subject: str, version: str, raw: bytes, documents: "Documents | None" = None) -> None:
@@ -97,6 +97,8 @@ class Schema:
         """As it was registered; not to be changed."""
         self.draft = _draft_of(document)
         whole = document if documents is None else documents.bundled(f"{subject}/{version}.json", document)
+        self.whole = whole
+        """With the documents that it refers to embedded in it."""
         self.digest = xxhash.xxh3_128_hexdigest(raw if whole is document else raw + orjson.dumps(whole))
         outline = _Outline(whole, self.draft)
         self._shape = outline.shape()
