@@ -81,13 +81,13 @@ class Running:
 
 
 @contextlib.contextmanager
-def running(directory: Path, registry: str, port: int, admin: int, **more: str) -> Iterator[Running]:
+def running(directory: Path, registry: str, port: int, admin: int, rules: str = "", **more: str) -> Iterator[Running]:
     """Runs a process whose configuration holds the keys of `registry`, and what `more` says, until the block ends."""
     file, log = directory / f"handrail-{port}.yaml", directory / f"handrail-{port}.log"
     sections = "".join(f"{key}: {value}\n" for key, value in more.items() if key.islower())
     listen = f"listen: 127.0.0.1:{port}" + (", " if registry else "")
     file.write_text(
-        f"registry: {{{listen}{registry}}}\nadmin: {{listen: 127.0.0.1:{admin}}}\nrules: {{builtin: false}}\n{sections}"
+        f"registry: {{{listen}{registry}}}\nadmin: {{listen: 127.0.0.1:{admin}}}\nrules: {{builtin: false, files: [{rules}]}}\n{sections}"
     )
     environment = {name: value for name, value in os.environ.items() if not name.startswith("HANDRAIL_")}
     environment |= {key: value for key, value in more.items() if key.isupper()}

@@ -8,6 +8,7 @@ from pathlib import Path
 import handrail
 from handrail import rules
 from handrail.config import Config, ConfigError
+from handrail.edge.worker import vetted
 from handrail.rules import Pack
 from handrail.schema.registry import Registry
 
@@ -157,9 +158,11 @@ def load_registry(config: Config) -> Registry:
     registry = Registry(config.schemas.edges)
     directory = config.schemas.directory
     if directory is not None:
-        problems = registry.load(read_schemas(directory))
+        files = read_schemas(directory)
+        problems = [f"{file}: {why}" for file, why in vetted(files).items()]
+        problems = problems or [str(problem) for problem in registry.load(files)]
         if problems:
-            raise Unreadable([f"{Path(directory) / problem.file}: {problem.reason}" for problem in problems])
+            raise Unreadable([str(Path(directory) / problem) for problem in problems])
     return registry
 
 

@@ -201,7 +201,7 @@ class RemoteRegistry:
             return known
         if status in (404, 405):
             return None
-        rows = self._decoded(path, status, body, list[Row])
+        rows: list[Row] = self._decoded(path, status, body, list[Row])
         self._pages[path] = tag, rows
         return rows
 

@@ -16,6 +16,7 @@ from handrail.edge.ledger import LedgerError
 from handrail.edge.metrics import Metrics
 from handrail.edge.registry import RegistryApi, RegistryBook
 from handrail.edge.remote_registry import Astray, RemoteRegistry, store_of
+from handrail.edge.worker import vetted
 from handrail.event import Fault
 from handrail.schema.registry import Registry
 from handrail.schema.store import Store, from_files
@@ -107,8 +108,12 @@ class Schemas:
         files, references = self.book.texts()
         if len(files) > MAX_SCHEMAS:
             return {}, [f"{self.book.source}: holds more than {MAX_SCHEMAS} schemas"]
+        costly: dict[str, str] = {}
+        if self.remote is not None:  # what is in our own ledger was vetted when it was registered
+            costly = vetted(files, references, seconds=self._settings.compile_seconds)
+            files = {file: raw for file, raw in files.items() if file not in costly}
         subjects, problems = self._registry.compiled(files, references)
-        return subjects, [str(problem) for problem in problems]
+        return subjects, [f"{file}: {why}" for file, why in costly.items()] + [str(problem) for problem in problems]
 
     def _put(self, subjects: Any, problems: list[str]) -> None:
         self._registry.replace(subjects)

@@ -28,6 +28,7 @@ from handrail.edge.record import Recorder, Rows
 from handrail.edge.route import Listener, Target
 from handrail.edge.schemas import Schemas
 from handrail.edge.state import places_of
+from handrail.edge.worker import vetted
 from handrail.event import Decision, Event, Fault
 from handrail.pipeline import Inspector, build
 from handrail.wire import Route
@@ -223,8 +224,11 @@ class Sidecar:
             stamp = fresh
             try:
                 files = await loop.run_in_executor(None, read_schemas, directory)
-                subjects, found = await loop.run_in_executor(None, self.registry.compiled, files)
-                problems = [str(problem) for problem in found]
+                costly = await loop.run_in_executor(None, vetted, files)
+                problems = [f"{file}: {why}" for file, why in costly.items()]
+                if not problems:
+                    subjects, found = await loop.run_in_executor(None, self.registry.compiled, files)
+                    problems = [str(problem) for problem in found]
                 if not problems:
                     self.registry.replace(subjects)
                     if self.schemas is not None:

@@ -6,10 +6,12 @@ interrupted, so a worker that is past its time is killed, and the next order sta
 
 import asyncio
 import contextlib
+import re
 import resource
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import msgspec
@@ -135,6 +137,41 @@ class Worker:
                 await self.stop()
                 raise Exhausted("the process that compiles schemas did not start") from None
         return process
+
+
+def vetted(
+    files: Mapping[str, bytes], references: dict[str, dict[str, str]] | None = None, *, seconds: float = 1.0
+) -> dict[str, str]:
+    """What is wrong with those files, as `Registry.load` takes them, that might compile slowly; found in a worker.
+
+    Only a counted repetition (`a{900}`) makes a pattern larger than its text; without one a file within the limits is
+    compiled in milliseconds, and is not looked at here. Blocks; not for the event loop.
+    """
+    costly = [file for file, raw in sorted(files.items()) if b'"pattern' in raw and _COUNTED.search(raw)]
+    if not costly:
+        return {}
+    with ThreadPoolExecutor(1) as thread:  # the caller's thread may run an event loop of its own
+        return thread.submit(asyncio.run, _vet(costly, dict(files), references, seconds)).result()
+
+
+_COUNTED = re.compile(rb"\{[0-9]")
+
+
+async def _vet(
+    costly: list[str], files: dict[str, bytes], references: dict[str, dict[str, str]] | None, seconds: float
+) -> dict[str, str]:
+    worker, problems = Worker(), {}
+    try:
+        for file in costly:
+            try:
+                problem = await worker.compile(Text(file, files, references), seconds)
+            except Exhausted as error:
+                problem = f"cannot be compiled: it {error}"
+            if problem is not None:
+                problems[file] = problem
+    finally:
+        await worker.stop()
+    return problems
 
 
 async def _frame(stream: asyncio.StreamReader) -> bytes:
