@@ -256,6 +256,7 @@ def test_a_ring_over_a_call_and_a_queue(build) -> None:
     ]
     (found,) = found_in(build("wait.deadlock"), *events)
     assert (found.workflow, [wait["via"] for wait in found.evidence["waits"]]) == ("w", ["call", "queue"])
+    assert len(found_in(build("wait.deadlock"), events[0], events[2], events[1])) == 1  # the call is seen last
     idle = [events[0], queue("read", 0.5, "b", "work", "BLPOP", "asked", workflow=None), events[1]]
     assert not found_in(build("wait.deadlock"), *idle)
 

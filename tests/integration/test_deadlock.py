@@ -1,6 +1,7 @@
 """Agents that really deadlock, each a process of its own, seen through a running sidecar."""
 
 import contextlib
+import http.server
 import json
 import subprocess
 import sys
@@ -9,6 +10,7 @@ import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import redis
@@ -21,7 +23,7 @@ from handrail.event import Event, Finding
 RULES = Path(__file__).parents[2] / "rules" / "detection" / "wait.yaml"
 AGENT = Path(__file__).with_name("waiting_agent.py")
 RING = {"a": "b", "b": "c", "c": "a"}
-TASK = {
+TASK: dict[str, Any] = {
     "task_id": "first",
     "source_agent": "user",
     "target_agent": "a",
@@ -82,12 +84,12 @@ def running(free_port: Callable[[], int]) -> Iterator[Callable[[int], tuple[str,
         yield start
 
 
-def begin(door: str) -> threading.Thread:
-    """Hands the first agent its task, and does not wait for the answer."""
+def begin(door: str, task: dict[str, Any] = TASK) -> threading.Thread:
+    """Hands an agent its task, and does not wait for the answer."""
 
     def call() -> None:
         headers = {"Content-Type": "application/json", "handrail-workflow": "round"}
-        request = urllib.request.Request(door, json.dumps(TASK).encode(), headers)
+        request = urllib.request.Request(door, json.dumps(task).encode(), headers)
         with contextlib.suppress(OSError):
             urllib.request.urlopen(request, timeout=20).read()
 
@@ -121,6 +123,25 @@ def test_the_same_ring_that_resolves_itself_is_not_reported(running) -> None:
     assert not seen.there.wait(0.8)
 
 
+def _taking_from(port: int) -> type[http.server.BaseHTTPRequestHandler]:
+    """Agent b: answers a task when something came in its queue."""
+
+    class Agent(http.server.BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            with redis.Redis(port=port) as client:
+                client.blpop(["to-b"], timeout=8)
+            self.send_response(204)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    return Agent
+
+
 @pytest.fixture
 def queues(free_port: Callable[[], int]) -> Iterator[tuple[dict[str, int], Deadlocks]]:
     """A Valkey server behind one listener for each of two agents: their ports, and what is found."""
@@ -130,7 +151,19 @@ def queues(free_port: Callable[[], int]) -> Iterator[tuple[dict[str, int], Deadl
             StoreListenerConfig(listen=f"127.0.0.1:{port}", upstream=f"redis://127.0.0.1:{server.port}", agent=name)
             for name, port in ports.items()
         )
+        behind = http.server.ThreadingHTTPServer(("127.0.0.1", 0), _taking_from(ports["b"]))
+        threading.Thread(target=behind.serve_forever, daemon=True).start()
+        stack.callback(behind.server_close)
+        stack.callback(behind.shutdown)
+        ports["b over HTTP"] = free_port()
         config = Config(
+            routes=(
+                RouteConfig(
+                    agent="b",
+                    listen=f"127.0.0.1:{ports['b over HTTP']}",
+                    upstream=f"http://127.0.0.1:{behind.server_port}",
+                ),
+            ),
             stores=(StoreConfig(name="queues", listeners=listeners),),
             rules=RulesConfig(builtin=False, files=(str(RULES),)),
             admin=AdminConfig(listen="127.0.0.1:0"),
@@ -160,7 +193,7 @@ def test_two_agents_on_queues_that_wait_for_each_other(queues) -> None:
         b.rpush("to-a", "2")
         assert a.blpop(["to-a"], timeout=8)
         assert b.blpop(["to-b"], timeout=8)
-    readers = [threading.Thread(target=work, args=(ports[me], f"to-{me}", "", 0), daemon=True) for me in ports]
+    readers = [threading.Thread(target=work, args=(ports[me], f"to-{me}", "", 0), daemon=True) for me in "ab"]
     for reader in readers:
         reader.start()
     assert seen.there.wait(5)
@@ -187,6 +220,25 @@ def test_agents_that_hand_to_and_fro_over_queues_are_not_reported(queues) -> Non
             client.rpush("to-b", "a task")
         ending.join(10)
     assert not seen.there.wait(0.8)
+
+
+def test_a_ring_over_http_and_a_queue(queues) -> None:
+    """a waits for b's answer, and b for what only a puts into its queue; with that, there is no ring."""
+    ports, seen = queues
+    door = f"http://127.0.0.1:{ports['b over HTTP']}/"
+    task = TASK | {"source_agent": "a", "target_agent": "b"}
+    with redis.Redis(port=ports["a"]) as a:
+        a.rpush("to-b", "what b needs")
+        begin(door, task).join(10)
+        assert not seen.there.wait(0.8)
+        calling = begin(door, task)
+        assert seen.there.wait(5)
+        ((told, found),) = seen.found
+        assert [wait["via"] for wait in found.evidence["waits"]] == ["call", "queue"]
+        assert (found.evidence["cycle"], found.workflow) == (["a", "b"], "round")
+        assert told - found.at < 1.5
+        a.rpush("to-b", "what b needs")
+        calling.join(10)
 
 
 def test_two_locks_that_are_taken_in_the_other_order(queues) -> None:

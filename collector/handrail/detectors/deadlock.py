@@ -191,6 +191,12 @@ class WaitDeadlock:
             if outcome == "asked" or (event.duration_ms is not None and math.isfinite(end)):
                 wait = Wait(event.id, source, (target,), event.at, "call", task=event.task)
                 found += self._begin(key, wait, event, None if outcome == "asked" else end)
+                for read_id in tuple(self._reads.get(target, ())):
+                    # A call is seen open a moment after it began: its target may read a queue by now.
+                    (flow, *_) = self._flows_of(read_id)
+                    read = flow.graph.waits[read_id]
+                    if flow.key == (None, None) and read.since >= event.at:
+                        found += self._also(key, read, event)
         found += self._acts(event)
         if source is not None and target is not None:
             self._end_inputs(key, source, target)
