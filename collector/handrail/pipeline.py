@@ -19,7 +19,7 @@ from handrail.dialects.gemini import Gemini
 from handrail.dialects.http import Http
 from handrail.dialects.llm import Conversations, ModelDialect
 from handrail.dialects.openai import OpenAi
-from handrail.event import Decision, Event, Fault, Finding, Refusal, digest_of
+from handrail.event import Decision, Event, Fault, Finding, Outcome, Refusal, digest_of
 from handrail.rules import Watch
 from handrail.schema.registry import Registry
 from handrail.wire import Exchange
@@ -267,9 +267,9 @@ class Inspector:
         """Time passed: events that were left open and are over by now. To be called before `advance`."""
         return [self._observed(read) for read in self.reader.advance(now)]
 
-    def end(self) -> list[Decision]:
-        """Nothing more comes: every event that was left open, with what is known of it."""
-        return [self._observed(read) for read in self.reader.end()]
+    def end(self, silent: Outcome = "dropped") -> list[Decision]:
+        """Nothing more comes: every event that was left open, with what is known of it, `silent` where nothing is."""
+        return [self._observed(read) for read in self.reader.end(silent)]
 
     def _observed(self, read: Event | Fault) -> Decision:
         return Decision(faults=(read,)) if isinstance(read, Fault) else self.pipeline.observe(read)

@@ -40,8 +40,8 @@ class Remembering(Protocol):
         """Time passed: the final events of what is over by now."""
         ...
 
-    def end(self) -> Iterable[Event]:
-        """Nothing more comes: the final events of everything that is open."""
+    def end(self, silent: Outcome) -> Iterable[Event]:
+        """Nothing more comes: the final events of everything that is open; `silent` where nothing else is known."""
         ...
 
 
@@ -90,12 +90,12 @@ class Reader:
                 read.append(_broken(cast(Dialect, dialect), error, now))
         return read
 
-    def end(self) -> list[Event | Fault]:
+    def end(self, silent: Outcome) -> list[Event | Fault]:
         """Nothing more comes: the final events of what dialects left open."""
         read: list[Event | Fault] = []
         for dialect in self._remembering:
             try:
-                read += dialect.end()
+                read += dialect.end(silent)
             except Exception as error:
                 read.append(_broken(cast(Dialect, dialect), error, 0.0))
         return read
@@ -200,7 +200,8 @@ def trace_of(traceparent: bytes) -> tuple[str | None, str | None]:
     return (match[1].decode(), match[2].decode()) if match else (None, None)
 
 
-def _workflow_in_baggage(baggage: bytes) -> str | None:
+def workflow_in_baggage(baggage: bytes) -> str | None:
+    """The workflow that a W3C `baggage` header names, None where it names none."""
     if b"workflow" not in baggage:
         return None
     members: dict[bytes, bytes] = {}
@@ -254,7 +255,7 @@ def begin(
     if (value := headers.get(b"handrail-workflow")) is not None:
         workflow = _header(value) or workflow
     elif (value := headers.get(b"baggage")) is not None:
-        workflow = _workflow_in_baggage(value) or workflow
+        workflow = workflow_in_baggage(value) or workflow
     if workflow is None:
         workflow = trace_id
     if (value := headers.get(b"handrail-task")) is not None:

@@ -105,6 +105,9 @@ NOBODY = re.compile(
 QUOTED_CALL_IDS = re.compile(r'\\?"(?:call_id|tool_call_id|tool_use_id)\\?"\s*:\s*\\?"([^"\\\s]{1,128})')
 """Ids of calls inside a text, where a history was written into one message."""
 
+INLINE_NAME = re.compile(r"<name>([^<]{1,128})</name>\s*<content>(.*)</content>\s*\Z", re.DOTALL)
+"""An assistant's name and words in its text, for APIs that have no field for a name."""
+
 TOOL_VERBS = re.compile(r"\A(?:ask|call|consult|invoke|query|run|use|to|contact|request)_+|_+(?:tool|as_tool)\Z")
 """What the name of an agent as a tool has beside the agent's."""
 

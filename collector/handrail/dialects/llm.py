@@ -25,9 +25,10 @@ import orjson
 import xxhash
 
 from handrail.config import HandoffsConfig
-from handrail.dialects import begin, complete, outcome_of, state, text, trace_of
+from handrail.dialects import begin, complete, outcome_of, state, text, trace_of, workflow_in_baggage
 from handrail.dialects.conventions import (
     IGNORED,
+    INLINE_NAME,
     PEOPLE,
     QUOTED_CALL_IDS,
     REJECTED,
@@ -40,7 +41,7 @@ from handrail.dialects.conventions import (
     speaker,
     stem,
 )
-from handrail.dialects.turns import Call, Format, Result, Said, Tool, Turn
+from handrail.dialects.turns import Call, Format, Item, Result, Said, Tool, Turn
 from handrail.event import Confidence, Event, Fault, Outcome, digest_of
 from handrail.schema.registry import Registry, SchemaError, is_untyped
 from handrail.wire import Body, Exchange
@@ -112,9 +113,9 @@ class ModelDialect:
         """Time passed."""
         return self._conversations.advance(now)
 
-    def end(self) -> Iterable[Event]:
+    def end(self, silent: Outcome) -> Iterable[Event]:
         """Nothing more comes."""
-        return self._conversations.end()
+        return self._conversations.end(silent)
 
 
 def _outcome(exchange: Exchange, said: Said) -> Outcome:
@@ -249,11 +250,11 @@ class Conversations:
             self._lost(handoff, handoff.event.at + self._silence)
         return self.known()
 
-    def end(self) -> tuple[Event, ...]:
+    def end(self, silent: Outcome = "dropped") -> tuple[Event, ...]:
         """The recording is over: what has not spoken will not."""
         while self._open:
             handoff = next(iter(self._open.values()))
-            self._lost(handoff, None)
+            self._lost(handoff, None, silent)
         return self.known()
 
     # A request.
@@ -297,6 +298,8 @@ class Conversations:
         headers = exchange.request.headers
         given = headers.get(b"handrail-workflow")
         named = None if given is None else text(given.decode("utf-8", "replace").strip())
+        if named is None and b"baggage" in headers:
+            named = workflow_in_baggage(headers[b"baggage"])
         trace, _ = trace_of(headers.get(b"traceparent", b""))
         key = None
         if turn.conversation is not None:
@@ -340,7 +343,7 @@ class Conversations:
     def _by_ending(self, turn: Turn, heard: _Heard, trace: str | None) -> _Thread | None:
         for item in reversed(turn.items):
             if item.role == "assistant" and (item.text or item.calls):
-                fitting = self._endings.get((heard.first, _ending(item.text, item.calls)), ())
+                fitting = self._endings.get((heard.first, _ending(_named(item)[1], item.calls)), ())
                 return self._one_of(list(fitting), heard, trace)
         return None
 
@@ -503,7 +506,7 @@ class Conversations:
             if other.event.at == handoff.event.at:
                 other.has_sibling = True
 
-    def _lost(self, handoff: _Handoff, at: float | None) -> None:
+    def _lost(self, handoff: _Handoff, at: float | None, silent: Outcome = "dropped") -> None:
         if not handoff.is_known:
             self._close(handoff)
         elif not handoff.is_valid and not handoff.is_ok:
@@ -511,7 +514,7 @@ class Conversations:
         elif handoff.has_sibling and not handoff.is_ok:
             self._resolve(handoff, "ignored", at)
         else:
-            self._resolve(handoff, "dropped", at)
+            self._resolve(handoff, silent, at)
 
     def _resolve(self, handoff: _Handoff, outcome: Outcome, at: float | None) -> None:
         self._close(handoff)
@@ -721,9 +724,9 @@ class Conversations:
     def _learn_names(self, turn: Turn, thread: _Thread) -> None:
         """Names that a history gives to what was said, and to the calls that we saw."""
         for item in turn.items:
-            if item.name is None or item.role != "assistant":
+            name, said = _named(item)
+            if name is None:
                 continue
-            name = item.name
             self._learn_name(name)
             for call in item.calls:
                 handoff = next((each for each in thread.open.values() if each.id == call.id), None)
@@ -732,7 +735,7 @@ class Conversations:
                     if handoff.source_sure < _EXACT or handoff.event.source != name:
                         handoff.event = msgspec.structs.replace(handoff.event, source=name)
                         handoff.source_sure = _EXACT
-            if item.text and item.text == thread.last_text and thread.last_identity:
+            if said and said == thread.last_text and thread.last_identity:
                 self._names.put(thread.last_identity, (name, _EXACT))
 
 
@@ -822,15 +825,24 @@ def _result_of(handoff: _Handoff, turn: Turn, fresh: list[Result]) -> Result | N
     return None
 
 
+def _named(item: Item) -> tuple[str | None, str]:
+    """Who a history says has spoken, and the words."""
+    if item.role != "assistant":
+        return None, item.text
+    if item.name is None and item.text.startswith("<name>") and (match := INLINE_NAME.match(item.text)):
+        return text(match[1].strip()), match[2]
+    return item.name, item.text
+
+
 def _spoken_since(turn: Turn, waiting: list[_Handoff]) -> dict[str, set[str]]:
     """For each open handoff, who has spoken in the history after its call."""
     spoken: dict[str, set[str]] = {}
     by_id = {handoff.id: handoff.key for handoff in waiting if handoff.id is not None}
     for item in turn.items:
-        if item.role == "assistant" and item.name is not None:
-            name = stem(item.name)
+        name, _ = _named(item)
+        if name is not None:
             for names in spoken.values():
-                names.add(name)
+                names.add(stem(name))
         for call in item.calls:
             if call.id in by_id:
                 spoken[by_id[call.id]] = set()

@@ -204,6 +204,7 @@ class Sidecar:
             await service.stop()
         now = self.proxy.now()
         self.recorder.record(self.inspector.pipeline.close(now), now)
+        self.recorder.record_all(self.inspector.end("unknown"), self.proxy.now())
         self.recorder.flush(float("inf"))
         if self.sink is not None:
             await self.sink.close(FLUSH_SECONDS)
