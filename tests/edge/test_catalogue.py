@@ -43,10 +43,10 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> Any:
 def test_a_schema_is_registered_listed_and_shown(place: Any) -> None:
     """Once; again is no second version; incompatible is exit 1 with a witness; no schema is exit 2."""
     directory, where = place
-    first = register(directory, "a/b", TEXT, *where)
-    again = register(directory, "a/b", TEXT, *where)
-    refused = register(directory, "a/b", OTHER, *where)
-    wrong = register(directory, "a/b", {"$ref": "http://127.0.0.1:9/x"}, *where)
+    first = register(directory, "a.b", TEXT, *where)
+    again = register(directory, "a.b", TEXT, *where)
+    refused = register(directory, "a.b", OTHER, *where)
+    wrong = register(directory, "a.b", {"$ref": "http://127.0.0.1:9/x"}, *where)
 
     assert (first.returncode, json.loads(first.stdout)["is_new"]) == (0, True)
     assert (again.returncode, json.loads(again.stdout)["is_new"]) == (0, False)
@@ -56,9 +56,9 @@ def test_a_schema_is_registered_listed_and_shown(place: Any) -> None:
     assert "nothing is fetched" in wrong.stderr
     listed = run(directory, "list", *where, "--output", "json")
     assert [json.loads(line) for line in listed.stdout.splitlines()] == [
-        {"type": "subject", "subject": "a/b", "versions": ["1"]}
+        {"type": "subject", "subject": "a.b", "versions": ["1"]}
     ]
-    assert json.loads(run(directory, "show", "a/b@1", *where).stdout) == TEXT
+    assert json.loads(run(directory, "show", "a.b@1", *where).stdout) == TEXT
     assert run(directory, "show", "none", *where).returncode == 2
 
 
@@ -77,3 +77,11 @@ def test_a_file_that_is_there_is_never_written_again(tmp_path: Path) -> None:
     assert sorted(each.returncode for each in results) == [0, 2, 2]
     assert [each.name for each in (tmp_path / "schemas" / "s").iterdir()] == ["7.json"]
     assert all("is there already" in each.stderr for each in results if each.returncode)
+
+
+@pytest.mark.parametrize(("subject", "version"), [("a/b", "1"), ("..", "1"), (".a", "1"), ("", "1"), ("a", "../x")])
+def test_nothing_is_written_outside_the_directory(tmp_path: Path, subject: str, version: str) -> None:
+    """A subject becomes the name of a directory, and a version that of a file, or neither."""
+    refused = register(tmp_path, subject, TEXT, "--schemas", "schemas", "--version", version)
+    assert refused.returncode == 2
+    assert list(tmp_path.iterdir()) == []

@@ -19,7 +19,7 @@ from handrail.edge.files import Unreadable, read_schemas, read_text
 from handrail.edge.registry import tokens_of
 from handrail.edge.worker import Exhausted, Text, Worker
 from handrail.schema.compatibility import Verdict
-from handrail.schema.registry import SchemaError, version_order
+from handrail.schema.registry import SchemaError, is_version, version_order
 from handrail.schema.store import Denied, Reference, Store, Version, content_key, from_files
 
 T = TypeVar("T")
@@ -87,8 +87,10 @@ class Directory:
         """A file that is there is never written again; the next free number is taken where no version is named."""
         if references:
             raise Unreadable(["--reference: in a directory a $ref names a file itself, such as ../address/1.json"])
-        if not subject or any(part in ("", ".", "..") or part.startswith(".") for part in subject.split("/")):
-            raise Unreadable([f"{subject}: is no subject; it becomes a path in {self._root}"])
+        if not subject or subject.startswith(".") or "/" in subject or "\0" in subject:
+            raise Unreadable([f"{subject}: is no subject here; it becomes the name of a directory in {self._root}"])
+        if version is not None and not is_version(version):
+            raise Unreadable([f"--version: {version} is no version; it becomes the name of a file"])
         mode = mode or self._config.compatibility
         for _ in range(100):
             files = read_schemas(self._root) if Path(self._root).exists() else {}

@@ -778,6 +778,11 @@ def version_order(version: str) -> tuple[tuple[tuple[int, int, str], ...], str]:
     return (*parts, (1, 0, "")), version
 
 
+def is_version(text: str) -> bool:
+    """Whether a text can be the name of a version."""
+    return _VERSION.fullmatch(text) is not None
+
+
 Matcher = Callable[[str], bool]
 
 
