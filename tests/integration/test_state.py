@@ -50,7 +50,7 @@ class Stage:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             try:
                 runner.run(self._serve())
-            except BaseException as error:
+            except BaseException as error:  # noqa: BLE001  # it is raised in the test's own thread
                 self._error = error
                 self._ready.set()
 
@@ -59,8 +59,7 @@ class Stage:
         await self.sidecar.start()
         self.ports = [[port for _, port in place.addresses] for place in self.sidecar.places]
         self._ready.set()
-        while not self._over.is_set():
-            await asyncio.sleep(0.02)
+        await asyncio.to_thread(self._over.wait)
         await self.sidecar.stop(0.1)
 
     def __enter__(self) -> "Stage":
@@ -82,6 +81,12 @@ class Stage:
             raise self._error
         assert self.events, "silence proves nothing where nothing was seen"
         assert b"handrail_faults_total{" not in self.sidecar.metrics.render()
+
+    @contextlib.contextmanager
+    def both(self) -> Iterator[tuple[redis.Redis, redis.Redis]]:
+        """Clients of the first two listeners of the first store."""
+        with client(self.ports[0][0]) as one, client(self.ports[0][1]) as other:
+            yield one, other
 
     @property
     def findings(self) -> list[Finding]:
@@ -152,29 +157,28 @@ def in_step(primary: Server, replica: Server) -> None:
 @pytest.mark.parametrize("versioned", [True, False])
 @pytest.mark.parametrize("lagging", [True, False])
 def test_a_replica_that_lags(empty: None, primary: Server, replica: Server, versioned: bool, lagging: bool) -> None:
-    """Replication is cut between two writes; the reader on the replica gets the old one, and acts on it. Resumed in time,
-    it gets the new one. With versions, and by content alone."""
+    """Replication is cut between two writes; the reader on the replica gets the old one. Resumed in time, it gets the new
+    one. With versions, and by content alone."""
     in_step(primary, replica)
     first, second = (output(n, **({"version": n} if versioned else {})) for n in (1, 2))
     config = store(listener(primary, "writer"), listener(replica, "reader", "replica"), state=[{"key": STATE}])
-    with Stage(stores=[config]) as stage:
-        with client(stage.ports[0][0]) as writer, client(stage.ports[0][1]) as reader:
-            writer.set("agents:w1:t1:context", first)
-            in_step(primary, replica)
-            assert reader.get("agents:w1:t1:context") == first
-            with client(replica.port) as direct:
-                direct.replicaof("NO", "ONE")
-                try:
-                    writer.set("agents:w1:t1:context", second)
-                    if not lagging:
-                        direct.replicaof("127.0.0.1", str(primary.port))
-                        in_step(primary, replica)
-                    time.sleep(0.05)  # longer than the grace
-                    assert reader.get("agents:w1:t1:context") == (first if lagging else second)
-                finally:
+    with Stage(stores=[config]) as stage, client(stage.ports[0][0]) as writer, client(stage.ports[0][1]) as reader:
+        writer.set("agents:w1:t1:context", first)
+        in_step(primary, replica)
+        assert reader.get("agents:w1:t1:context") == first
+        with client(replica.port) as direct:
+            direct.replicaof("NO", "ONE")
+            try:
+                writer.set("agents:w1:t1:context", second)
+                if not lagging:
                     direct.replicaof("127.0.0.1", str(primary.port))
-            with client(primary.port) as direct:
-                direct.ping()
+                    in_step(primary, replica)
+                time.sleep(0.05)  # longer than the grace
+                assert reader.get("agents:w1:t1:context") == (first if lagging else second)
+            finally:
+                direct.replicaof("127.0.0.1", str(primary.port))
+        with client(primary.port) as direct:
+            direct.ping()
     if not lagging:
         assert stage.findings == []
         return
@@ -219,7 +223,7 @@ def test_a_writer_killed_between_write_and_publish(empty: None, primary: Server,
     pack = rules(tmp_path, "handoff.partial", "handoff.yaml", seconds=0.3, lateness_seconds=0.1)
     with Stage(stores=[store(listener(primary, "writer"))], rules={"files": [pack]}) as stage:
         command = [sys.executable, "-c", WRITER, str(stage.ports[0][0]), output(1).decode(), fate]
-        died = subprocess.run(command, timeout=PATIENCE, env=os.environ | {"PYTHONPATH": ""}).returncode
+        died = subprocess.run(command, check=False, timeout=PATIENCE, env=os.environ | {"PYTHONPATH": ""}).returncode
         assert died == (-signal.SIGKILL if fate == "dies" else 0)
         if fate == "dies":
             stage.until(lambda: stage.findings)
@@ -238,16 +242,15 @@ def test_a_writer_killed_between_write_and_publish(empty: None, primary: Server,
 def test_two_writers(empty: None, primary: Server, racing: bool) -> None:
     """Both read version 1 and both write version 2; or the second one reads what the first one wrote."""
     key = "agents:w1:t1:plan"
-    with Stage(stores=[store(listener(primary, "a"), listener(primary, "b"))]) as stage:
-        with client(stage.ports[0][0]) as one, client(stage.ports[0][1]) as other:
-            one.set(key, output(1, version=1))
-            one.get(key)
-            if racing:
-                other.get(key)
-            one.set(key, output(2, version=2))
-            if not racing:
-                other.get(key)
-            other.set(key, output(3, version=2 if racing else 3))
+    with Stage(stores=[store(listener(primary, "a"), listener(primary, "b"))]) as stage, stage.both() as (one, other):
+        one.set(key, output(1, version=1))
+        one.get(key)
+        if racing:
+            other.get(key)
+        one.set(key, output(2, version=2))
+        if not racing:
+            other.get(key)
+        other.set(key, output(3, version=2 if racing else 3))
     if not racing:
         assert stage.findings == []
         return
@@ -316,13 +319,15 @@ def test_a_redelivery_is_not_a_duplicate(bus: Server, fault: str) -> None:
 def test_a_read_below_the_epoch_is_refused(empty: None, primary: Server, tmp_path: Path, reads: str) -> None:
     """Enforced: a read below the epoch of its task never reaches the reader, who gets an error that says why."""
     pack = rules(tmp_path, "state.stale_read", "state.yaml", action="enforce")
-    with Stage(stores=[store(listener(primary, "a"), listener(primary, "b"))], rules={"files": [pack]}) as stage:
-        with client(stage.ports[0][0]) as one, client(stage.ports[0][1]) as other:
-            one.set("agents:w1:t1:input", output(1, epoch=1, version=1))
-            one.set("agents:w1:t1:plan", output(2, epoch=2, version=1))
-            if reads == "old":
-                with pytest.raises(redis.ResponseError, match="HANDRAIL state.stale_read: b read version 1.1"):
-                    other.get("agents:w1:t1:input")
-            else:
-                assert other.get("agents:w1:t1:plan")
+    with (
+        Stage(stores=[store(listener(primary, "a"), listener(primary, "b"))], rules={"files": [pack]}) as stage,
+        stage.both() as (one, other),
+    ):
+        one.set("agents:w1:t1:input", output(1, epoch=1, version=1))
+        one.set("agents:w1:t1:plan", output(2, epoch=2, version=1))
+        if reads == "old":
+            with pytest.raises(redis.ResponseError, match=r"HANDRAIL state\.stale_read: b read version 1\.1"):
+                other.get("agents:w1:t1:input")
+        else:
+            assert other.get("agents:w1:t1:plan")
     assert [found.rule for found in stage.findings] == (["state.stale_read"] if reads == "old" else [])

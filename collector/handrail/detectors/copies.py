@@ -243,7 +243,7 @@ def _bus_place(event: Event, kind: str | None = None) -> _Name:
 def _sketcher() -> Sketch:
     """MinHash over shingles of words, by datasketch (the extra `similarity`). Raises ValueError where it is missing."""
     try:
-        from datasketch.minhash import MinHash
+        from datasketch.minhash import MinHash  # type: ignore[import-untyped]
     except ImportError as error:
         raise ValueError(f"`similarity` needs handrail[similarity] to be installed: {error}") from None
 
@@ -251,9 +251,9 @@ def _sketcher() -> Sketch:
         said = list(words(text_of(payload)))
         if not said:
             return None
-        parts = {" ".join(said[at : at + _SHINGLE]) for at in range(max(1, len(said) - _SHINGLE + 1))}
+        parts = {b" ".join(said[at : at + _SHINGLE]) for at in range(max(1, len(said) - _SHINGLE + 1))}
         made = MinHash(num_perm=128, seed=1)
-        made.update_batch([part.encode("utf-8", "surrogatepass") for part in sorted(parts)])
+        made.update_batch(sorted(parts))
         return made
 
     return sketch

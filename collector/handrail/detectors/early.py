@@ -182,9 +182,7 @@ class HandoffEarly:
         name = (event.kind, event.store, event.key, event.workflow, agent)
         stream = self._streams.get(name)
         if stream is None or not comparable(stream.highest, number):
-            self._streams[name] = _Stream(
-                number, event.id, event.at, event.state_version, OrderedDict({number: None})
-            )
+            self._streams[name] = _Stream(number, event.id, event.at, event.state_version, OrderedDict({number: None}))
             if len(self._streams) > self._params.keys:
                 self._streams.popitem(last=False)
             return
@@ -204,7 +202,7 @@ class HandoffEarly:
         yield finding(
             self._rule,
             event,
-            f"event {event.state_version} of {event.key or event.store or 'a stream'} came after event {stream.version}",
+            f"event {event.state_version} of {event.key or event.store or 'a stream'} came after {stream.version}",
             evidence={
                 "store": event.store,
                 "key": event.key,
@@ -223,8 +221,11 @@ class HandoffEarly:
     def _was_sent_so(self, event: Event, number: Order) -> bool:
         """Whether it was published out of order already, which was told then."""
         sent = self._streams.get(("publish", event.store, event.key, event.workflow, event.source))
-        return sent is not None and number in sent.known and list(sent.known).index(number) > 0 and any(
-            other > number for other in list(sent.known)[: list(sent.known).index(number)]
+        return (
+            sent is not None
+            and number in sent.known
+            and list(sent.known).index(number) > 0
+            and any(other > number for other in list(sent.known)[: list(sent.known).index(number)])
         )
 
     def advance(self, now: float) -> Iterable[Finding]:

@@ -19,7 +19,7 @@ from handrail.event import Event, Outcome
 T = TypeVar("T")
 
 ACKNOWLEDGED: frozenset[Outcome] = frozenset({"completed", "accepted", "unknown"})
-"""Outcomes of what took effect. An event without outcome says `unknown`: it was seen, and nobody said that it failed."""
+"""Outcomes of what took effect. An event without outcome says `unknown`: it was seen, and nobody says it failed."""
 
 MAYBE: frozenset[Outcome] = frozenset({"timeout", "interrupted"})
 """Outcomes of what was asked for and may have taken effect."""
@@ -30,14 +30,62 @@ MISSING_STATUSES = frozenset({"missing", "nil", "null", "not_found", "absent", 4
 REMOVALS = frozenset({"DEL", "UNLINK", "GETDEL", "HDEL", "DELETE", "FLUSHDB", "FLUSHALL", "JSON.DEL", "PURGE"})
 
 STATE_WORDS = frozenset(
-    "state status context ctx config configuration lock lease heartbeat progress plan memory history log cursor counter "
-    "queue inbox members registry scratch draft checkpoint session".split()
+    [
+        "state",
+        "status",
+        "context",
+        "ctx",
+        "config",
+        "configuration",
+        "lock",
+        "lease",
+        "heartbeat",
+        "progress",
+        "plan",
+        "memory",
+        "history",
+        "log",
+        "cursor",
+        "counter",
+        "queue",
+        "inbox",
+        "members",
+        "registry",
+        "scratch",
+        "draft",
+        "checkpoint",
+        "session",
+    ]
 )
 """Words in a key that make it working state, which is written again and again, and not a task's output."""
 
 UNDERWAY_WORDS = frozenset(
-    "start started starting assign assigned accepted progress working running pending queued created requested request "
-    "delegate delegated heartbeat in_progress submitted claimed received todo cancelled canceled".split()
+    [
+        "start",
+        "started",
+        "starting",
+        "assign",
+        "assigned",
+        "accepted",
+        "progress",
+        "working",
+        "running",
+        "pending",
+        "queued",
+        "created",
+        "requested",
+        "request",
+        "delegate",
+        "delegated",
+        "heartbeat",
+        "in_progress",
+        "submitted",
+        "claimed",
+        "received",
+        "todo",
+        "cancelled",
+        "canceled",
+    ]
 )
 """Words in a subject or a status that say that a task is under way, and not that it is complete."""
 
@@ -132,7 +180,7 @@ def order_of(version: int | str | None) -> tuple[float, ...] | None:
         return int(epoch[1]), int(epoch[2])
     if len(version) >= 10 and version[4:5] == "-":
         try:
-            return (datetime.fromisoformat(version.replace("Z", "+00:00")).timestamp(),)
+            return (datetime.fromisoformat(version).timestamp(),)
         except (ValueError, OverflowError):
             return None
     return None

@@ -12,7 +12,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 import msgspec
 
-from handrail.detectors import NOTHING, Count, Rule, Seconds, Sight, finding, instant, lasting
+from handrail.detectors import NOTHING, Count, Rule, Sight, finding, instant, lasting
 from handrail.detectors.sighting import (
     ACKNOWLEDGED,
     MAYBE,
@@ -125,9 +125,7 @@ class StaleRead:
             if event.key is None or event.outcome not in ACKNOWLEDGED or event.id in self._refused:
                 return NOTHING
             when = ended(event)
-        elif kind == "write":
-            when = event.at
-        elif kind in _ACTS and event.source is not None:
+        elif kind == "write" or (kind in _ACTS and event.source is not None):
             when = event.at
         else:
             return NOTHING
@@ -264,7 +262,7 @@ class StaleRead:
         if event.key is None:
             return NOTHING
         writes = list(self._writes.get((event.store, event.key), ()))
-        epochs = list(self._epochs.get((event.workflow, event.task), {}).values())
+        epochs = list(self._epochs.get((event.workflow, event.task or ""), {}).values())
         for held in self._hold.held():
             if held.kind == "read" or held.outcome not in ACKNOWLEDGED:
                 continue
@@ -304,7 +302,8 @@ class StaleRead:
             del self._told[who]
 
     def _tell(self, stale: _Stale, act: Event | None = None) -> Finding:
-        evidence, message, events = stale.evidence, stale.message, (stale.write, stale.read.id)
+        evidence, message = stale.evidence, stale.message
+        events: tuple[str, ...] = (stale.write, stale.read.id)
         if act is not None:
             after = act.at - ended(stale.read)
             evidence = evidence | {
@@ -378,9 +377,7 @@ def _write_of(event: Event) -> _Write:
     )
 
 
-def superseded(
-    read: Event, writes: list[_Write], grace: float
-) -> tuple[_Write, _Write, _Write | None] | None:
+def superseded(read: Event, writes: list[_Write], grace: float) -> tuple[_Write, _Write, _Write | None] | None:
     """The newest write that a read should have seen, the one since when it was superseded, and the one that it saw.
 
     None where the read is fresh, or nothing can be said: content that nobody was seen to write may be from before.

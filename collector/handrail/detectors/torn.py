@@ -185,7 +185,7 @@ class TornRead:
             self._rule,
             last,
             f"{shown(reader)} read task {last.task}{place} in two versions at once: "
-            f"{told(old.state_version, old.digest)} of {old.key} and {told(new.state_version, new.digest)} of {new.key}",
+            f"{told(old.state_version, old.digest)} of {old.key}, {told(new.state_version, new.digest)} of {new.key}",
             evidence=evidence,
             side="store",
             events=tuple(dict.fromkeys(ids)),

@@ -155,11 +155,10 @@ class Patterns:
         return Named(None, {})
 
 
-def patterns_of(
-    configured: Sequence[StateConfig] | Sequence[EventsConfig], key: str, file: str = "configuration"
-) -> Patterns:
+def patterns_of(configured: Sequence[StateConfig | EventsConfig], key: str, file: str = "configuration") -> Patterns:
     """The configured patterns, or the defaults of that kind where `configured` is empty. Raises ConfigError."""
-    return Patterns([Pattern(each, f"{key}[{at}]", file) for at, each in enumerate(configured)], is_default=False)
+    made = [Pattern(each, f"{key}[{at}]", file) for at, each in enumerate(configured)]
+    return Patterns(made, is_default=False)
 
 
 def default_keys() -> Patterns:
@@ -186,10 +185,10 @@ def read_value(raw: bytes | Mapping[str, Any] | None, named: Named) -> Value:
     else:
         payload = dict(raw)
     try:
-        digest = digest_of(payload)
+        known: str | None = digest_of(payload)
     except TypeError:
-        digest = None
-    return Value(payload, _said(payload, named), digest, reason)
+        known = None
+    return Value(payload, _said(payload, named), known, reason)
 
 
 _JSON = frozenset({b"{", b"["})

@@ -22,7 +22,7 @@ _OUTCOMES: Mapping[Ended, Outcome] = {
     "discarded": "rejected",
     "refused": "rejected",
 }
-"""What became of a command. One that was sent without asking for a reply, or whose connection ended, may have landed."""
+"""What became of a command. One that asked for no reply, or whose connection ended, may have landed."""
 
 Raw = bytes | Mapping[str, Any] | None
 
@@ -131,7 +131,9 @@ def _fields(pairs: Sequence[Any]) -> dict[str, Any] | None:
         field, value = pairs[at], pairs[at + 1]
         if not isinstance(field, bytes) or isinstance(value, Cut):
             return None
-        found[field.decode("utf-8", "replace")] = value.decode("utf-8", "replace") if isinstance(value, bytes) else value
+        found[field.decode("utf-8", "replace")] = (
+            value.decode("utf-8", "replace") if isinstance(value, bytes) else value
+        )
     return found
 
 
@@ -203,7 +205,8 @@ def _xadd(args: Args, reply: Any) -> Iterator[Touched]:
     for at in range(2, len(args)):
         arg = args[at]
         if arg == b"*" or (isinstance(arg, bytes) and _is_stream_id(arg) and (len(args) - at - 1) % 2 == 0):
-            if args[at - 1] in (b"=", b"~") or (isinstance(args[at - 1], bytes) and args[at - 1].upper() in _XADD_WORDS):
+            before = args[at - 1]
+            if isinstance(before, bytes) and before.upper() in _XADD_WORDS:
                 continue
             fields = _fields(args[at + 1 :])
             version = reply.decode("ascii", "replace") if isinstance(reply, bytes) else None
@@ -211,7 +214,7 @@ def _xadd(args: Args, reply: Any) -> Iterator[Touched]:
             return
 
 
-_XADD_WORDS = frozenset({b"MAXLEN", b"MINID", b"LIMIT"})
+_XADD_WORDS = frozenset({b"MAXLEN", b"MINID", b"LIMIT", b"=", b"~"})
 
 
 def _is_stream_id(value: bytes) -> bool:
@@ -250,31 +253,29 @@ def _entries(stream: Any, entries: Any, attempt: int | None) -> Iterator[Touched
         if isinstance(entry, list) and len(entry) == 2 and isinstance(entry[0], bytes) and isinstance(entry[1], list):
             fields = _fields(entry[1])
             version = entry[0].decode("ascii", "replace")
-            yield Touched(
-                "deliver", stream, _unwrapped(fields), fields is not None, version=version, attempt=attempt
-            )
+            yield Touched("deliver", stream, _unwrapped(fields), fields is not None, version=version, attempt=attempt)
 
 
 READERS: Mapping[bytes, tuple[Callable[[Args, Any], Iterator[Touched]], int]] = {
-    **{name: (_third, 4) for name in (b"SETEX", b"PSETEX")},
-    **{name: (_second, 3) for name in (b"SETNX", b"GETSET")},
-    **{name: (_mset, 3) for name in (b"MSET", b"MSETNX")},
-    **{
-        name: (_changed, 2)
-        for name in (
+    **dict.fromkeys((b"SETEX", b"PSETEX"), (_third, 4)),
+    **dict.fromkeys((b"SETNX", b"GETSET"), (_second, 3)),
+    **dict.fromkeys((b"MSET", b"MSETNX"), (_mset, 3)),
+    **dict.fromkeys(
+        (
             *(b"APPEND", b"INCR", b"INCRBY", b"INCRBYFLOAT", b"DECR", b"DECRBY", b"SETRANGE", b"HINCRBY", b"HDEL"),
             *(b"HINCRBYFLOAT", b"JSON.MERGE", b"JSON.NUMINCRBY", b"JSON.ARRAPPEND", b"ZINCRBY", b"EXPIRE", b"PEXPIRE"),
             *(b"EXPIREAT", b"PEXPIREAT"),
-        )
-    },
-    **{name: (_removed, 2) for name in (b"DEL", b"UNLINK")},
-    **{name: (_get, 2) for name in (b"GET", b"GETEX", b"GETDEL")},
-    **{name: (_hset, 4) for name in (b"HSET", b"HMSET", b"HSETNX")},
-    **{name: (_hget, 3) for name in (b"HGET", b"HMGET")},
-    **{name: (_zrange, 4) for name in (b"ZRANGE", b"ZREVRANGE", b"ZRANGEBYSCORE", b"ZREVRANGEBYSCORE")},
-    **{name: (_publish, 3) for name in (b"PUBLISH", b"SPUBLISH")},
-    **{name: (_xread, 4) for name in (b"XREAD", b"XREADGROUP")},
-    **{name: (_xclaim, 5) for name in (b"XCLAIM", b"XAUTOCLAIM")},
+        ),
+        (_changed, 2),
+    ),
+    **dict.fromkeys((b"DEL", b"UNLINK"), (_removed, 2)),
+    **dict.fromkeys((b"GET", b"GETEX", b"GETDEL"), (_get, 2)),
+    **dict.fromkeys((b"HSET", b"HMSET", b"HSETNX"), (_hset, 4)),
+    **dict.fromkeys((b"HGET", b"HMGET"), (_hget, 3)),
+    **dict.fromkeys((b"ZRANGE", b"ZREVRANGE", b"ZRANGEBYSCORE", b"ZREVRANGEBYSCORE"), (_zrange, 4)),
+    **dict.fromkeys((b"PUBLISH", b"SPUBLISH"), (_publish, 3)),
+    **dict.fromkeys((b"XREAD", b"XREADGROUP"), (_xread, 4)),
+    **dict.fromkeys((b"XCLAIM", b"XAUTOCLAIM"), (_xclaim, 5)),
     b"SET": (_set, 3),
     b"MGET": (_mget, 2),
     b"JSON.SET": (_json_set, 4),
@@ -323,7 +324,9 @@ class Redis:
             return False
         if name in _BUS:
             return self.wants_channel(first) or _has_json(args)
-        if self._is_state(first) or (name in _SEVERAL and any(isinstance(k, bytes) and self._is_state(k) for k in args)):
+        if self._is_state(first) or (
+            name in _SEVERAL and any(isinstance(k, bytes) and self._is_state(k) for k in args)
+        ):
             return True
         if self._keys.is_default and _has_json(args):
             self._json[first] = None

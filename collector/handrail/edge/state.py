@@ -4,9 +4,9 @@ from collections.abc import Callable, Iterator
 
 from handrail.config import BusConfig, Config, StoreConfig
 from handrail.dialects.nats import Nats
+from handrail.dialects.patterns import default_keys, default_subjects, patterns_of
 from handrail.dialects.redis import Redis
 from handrail.dialects.waiting import Waiting
-from handrail.dialects.patterns import default_keys, default_subjects, patterns_of
 from handrail.edge.bus import BusListener
 from handrail.edge.record import Recorder
 from handrail.edge.store import StoreListeners
@@ -86,7 +86,9 @@ class BusEvents:
             self._recorder.record(self._pipeline.observe(event), self._now())
 
 
-def store_of(config: StoreConfig, agent: str | None, pipeline: Pipeline, recorder: Recorder, now: Now) -> StoreListeners:
+def store_of(
+    config: StoreConfig, agent: str | None, pipeline: Pipeline, recorder: Recorder, now: Now
+) -> StoreListeners:
     """The listeners of one store with what reads them. Raises ConfigError."""
     key = f"stores.{config.name}"
     keys = patterns_of(config.state, f"{key}.state") if config.state else default_keys()
