@@ -7,9 +7,10 @@ rates, sizes and numbers that moved) is counted at the places where it can happe
 
 Statistics, all at the probability `false_alarm` (1e-6) under the assumption that payloads are independent:
 
-- A field stopped coming where it was absent k times in a row and (1-p)^k ≤ `false_alarm`, k at least 3; p is its past
-  rate (present+1)/(payloads+2). A field of every one of 100 payloads is missed at the third, one of every second
-  payload at the twentieth.
+- A field stopped coming where it was absent k times in a row, k at least 3, and the chance of that is at most
+  `false_alarm`: of one that was in all n payloads before (1/(n+2))^k, so that of 100 payloads the third absence is
+  enough; of one that was missing in some, by its rate with the doubt about it (beta-binomial with a flat prior), so
+  that of a rate of one half about the twenty-fifth is.
 - Presence rates, numbers, lengths of arrays and sizes of payloads: the two-sample Kolmogorov-Smirnov test of each
   window of 50 against the windows before it, binned to 9% of a value: D > sqrt(-ln(α/2)/2)·sqrt((n+m)/nm) (Massey
   1951). Bins and ties make it more careful, never less. Numbers that mostly rise (counters, clocks) are left out, and
@@ -141,16 +142,20 @@ class Measure:
         self._filled += 1
         self.absent = 0 if present else self.absent + 1
 
-    def rate(self) -> float:
-        """Past rate of presence, careful where little is known."""
-        return (self.bins.get(1, 0) + 1) / (self.past + 2)
-
     def is_gone(self, false_alarm: float) -> bool:
         """Whether this absence is the one that says: it stopped coming."""
         absent = self.absent
-        if absent < 3 or self.past < 5 or not self.bins.get(1):
+        # What came before this run of absences, of the window too.
+        past = self.past + self._filled - absent
+        missing = max(0, self.bins.get(0, 0) + self._window.get(0, 0) - absent)
+        if absent < 3 or past < 5 or missing >= past:
             return False
-        return (1 - self.rate()) ** absent <= false_alarm
+        if not missing:
+            return math.log(past + 2) * absent >= -math.log(false_alarm)
+        chance = 1.0
+        for step in range(min(absent, 2_000)):
+            chance *= (missing + 1 + step) / (past + 2 + step)
+        return chance <= false_alarm
 
     def compare(self, window: int, false_alarm: float) -> "tuple[float, float, dict[int, int]] | None":
         """At the end of a window: the distance, the limit that it exceeds, and the bins before; None where all is well.

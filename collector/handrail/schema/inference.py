@@ -108,12 +108,12 @@ class Node:
         return self.types.get("object", 0)
 
     def enumeration(self, least: int = 0) -> dict[str, int] | None:
-        """The words seen here, where they are all there are: eight times as many strings and eight more, none once.
+        """The words seen here, where they are all there are: eight times as many strings and eight more, each thrice.
 
         With n words used equally often, that an (n+1)-th was never seen in so many strings has a chance below e⁻⁸.
         """
         words, strings = self.words, self.types.get("string", 0)
-        if not words or strings < max(least, 8 * len(words) + 8) or min(words.values()) < 2:
+        if not words or strings < max(least, 8 * len(words) + 8) or min(words.values()) < 3:
             return None
         return words
 
