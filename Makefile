@@ -8,7 +8,7 @@ FAST  := .venv-compiled
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test lint format rules compiled test-compiled bench clean
+.PHONY: help setup demo test lint format rules compiled test-compiled bench bench-stores clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*##/\1:/p' $(MAKEFILE_LIST) | while IFS=: read -r name text; do printf '  make %-15s%s\n' "$$name" "$$text"; done
@@ -43,6 +43,9 @@ test-compiled: $(FAST)/.ready  ## the tests of the compiled modules, and of what
 
 bench: $(FAST)/.bench-ready  ## measure the compiled build beside Envoy, mitmproxy, aiohttp (needs wrk, nginx)
 	@$(FAST)/bin/python tests/bench/run.py --handrail $(FAST)/bin/python $(ARGS)
+
+bench-stores: $(FAST)/.bench-ready  ## measure what a Redis store costs behind the compiled build (needs redis-tools)
+	@$(FAST)/bin/python tests/bench/stores.py --handrail $(FAST)/bin/python $(ARGS)
 
 clean:  ## remove the environments and every cache
 	rm -rf $(VENV) $(FAST) .cache .hypothesis .mypy_cache .pytest_cache .ruff_cache dist build

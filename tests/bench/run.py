@@ -26,6 +26,7 @@ from typing import Any
 
 import job
 import load
+import stores
 from contestants import (
     ALL,
     Broken,
@@ -345,6 +346,7 @@ def arguments() -> argparse.Namespace:
         "  tests/bench/run.py --results bench.json      all of it, a quarter of an hour; keep the machine quiet\n"
         "  tests/bench/run.py --quick                   three minutes, to see a trend\n"
         "  tests/bench/run.py --only envoy,handrail --rounds 9\n"
+        "  tests/bench/run.py --only redis              what a store costs, see tests/bench/stores.py --help\n"
         "\nexit status: 0; 1 where a contestant did not do its work, or with --check where a target was missed;\n"
         "2 where something is missing on this machine, named with the way to get it",
     )
@@ -431,6 +433,10 @@ def measure(options: argparse.Namespace, console: Console) -> dict[str, Any]:
 
 
 def main() -> int:
+    if "--only" in sys.argv and sys.argv[sys.argv.index("--only") + 1 : sys.argv.index("--only") + 2] == ["redis"]:
+        at = sys.argv.index("--only")
+        del sys.argv[at : at + 2]
+        return stores.main()
     options = arguments()
     progress = Console(stderr=True)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what was started is stopped
