@@ -87,7 +87,8 @@ def running(directory: Path, registry: str, port: int, admin: int, rules: str = 
     sections = "".join(f"{key}: {value}\n" for key, value in more.items() if key.islower())
     listen = f"listen: 127.0.0.1:{port}" + (", " if registry else "")
     file.write_text(
-        f"registry: {{{listen}{registry}}}\nadmin: {{listen: 127.0.0.1:{admin}}}\nrules: {{builtin: false, files: [{rules}]}}\n{sections}"
+        f"registry: {{{listen}{registry}}}\nadmin: {{listen: 127.0.0.1:{admin}}}\n"
+        f"rules: {{builtin: false, files: [{rules}]}}\n{sections}"
     )
     environment = {name: value for name, value in os.environ.items() if not name.startswith("HANDRAIL_")}
     environment |= {key: value for key, value in more.items() if key.isupper()}

@@ -352,7 +352,7 @@ def test_writes_need_a_token(tmp_path: Path) -> None:
 
 def test_reads_need_a_token_where_that_is_wanted(tmp_path: Path) -> None:
     """The token may come from the environment too."""
-    with running(tmp_path, "protect_reads: true", *ports(), HANDRAIL_REGISTRY_TOKEN="only") as found:
+    with running(tmp_path, "sqlite: r.db, protect_reads: true", *ports(), HANDRAIL_REGISTRY_TOKEN="only") as found:
         assert found.call("GET", "/subjects").status == 401
         assert found.call("GET", "/subjects", Authorization="Bearer only").body == []
 
