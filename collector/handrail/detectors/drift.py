@@ -75,7 +75,7 @@ class DriftParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     version_from: tuple[str, ...] = ("metadata.agent_version", "metadata.image", "metadata.model")
     """Where a payload says which version of an agent wrote it, where the event does not."""
     keys: Count = 1_000
-    """Senders and subjects that are remembered; one takes about 100 KB for payloads of 4 KB, never more than 2 MB."""
+    """Senders and subjects that are remembered; one takes about 30 KB for payloads of 4 KB."""
 
 
 class _Change(msgspec.Struct, frozen=True):
