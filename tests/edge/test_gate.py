@@ -7,7 +7,7 @@ import orjson
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge.recorder import Stage, play, replying
+from edge.recorder import Stage, Wire, play, replying
 from handrail.edge.gate import ReplyGate
 
 RULES = """
@@ -118,6 +118,39 @@ def test_text_is_not_held() -> None:
 
     first, second, _ = stream(BAD)
     play(scenario, replying(first + second), rules_text=RULES)
+
+
+def test_a_handoff_is_one_record_when_its_target_has_spoken() -> None:
+    """Live and streamed, nothing enforced: bytes untouched, two calls of the model and one handoff."""
+    first = b"".join(stream(GOOD))
+    second = TEXT_HEAD + chunk(delta(content="done")) + chunk(b"[DONE]") + b"0\r\n\r\n"
+    asked = {"role": "assistant", "tool_calls": [{"id": "k1", "function": {"name": "transfer_to_billing"}}]}
+    history = [{"role": "user", "content": "x"}, asked, {"role": "tool", "tool_call_id": "k1", "content": "done"}]
+    body = json.dumps({"messages": [{"role": "system", "content": "You bill."}, *history]}).encode()
+    on = REQUEST.replace(b"%d" % len(BODY), b"%d" % len(body)).replace(BODY, body)
+
+    async def upstream(wire: Wire) -> None:
+        for reply in (first, second):
+            await wire.message()
+            await wire.send(*[reply[at : at + 50] for at in range(0, len(reply), 50)])
+        await wire.rest()
+
+    async def scenario(stage: Stage) -> None:
+        client = await stage.client()
+        got = []
+        for request in (REQUEST, on):
+            await client.send(request)
+            got.append(await client.message())
+        client.close()
+        found = await stage.settled(events=3)
+        assert got == [first, second]
+        assert sorted((event.kind, event.outcome) for event in found) == [
+            ("handoff", "accepted"),
+            ("usage", "completed"),
+            ("usage", "completed"),
+        ]
+
+    play(scenario, upstream)
 
 
 @given(st.lists(st.integers(1, 400), max_size=6), st.sampled_from([GOOD, BAD]))

@@ -483,14 +483,17 @@ class Conversations:
         """The message by which a framework announces a handoff to its target carries the source's name."""
         if handoff.source_sure == _EXACT:
             return
+        asker = next((item.name for item in turn.items if item.role == "user"), None)
         for item in reversed(turn.items):
-            if item.name is not None and slug(item.name) not in PEOPLE:
-                if handoff.target is None or stem(item.name) != stem(handoff.target):
-                    handoff.event = msgspec.structs.replace(handoff.event, source=item.name)
-                    handoff.source_sure = _EXACT
-                    self._learn_name(item.name)
-                    self._names.put(handoff.identity, (item.name, _EXACT))
-                return
+            name = item.name
+            if name is None or name == asker or slug(name) in PEOPLE:
+                continue
+            if handoff.target is None or stem(name) != stem(handoff.target):
+                handoff.event = msgspec.structs.replace(handoff.event, source=name)
+                handoff.source_sure = _EXACT
+                self._learn_name(name)
+                self._names.put(handoff.identity, (name, _EXACT))
+            return
 
     def _accept(self, handoff: _Handoff, heard: _Heard, at: float, *, by_history: bool = False) -> None:
         thread = handoff.thread
