@@ -48,7 +48,7 @@ class Seer:
         """What `is_there` gives once it gives something."""
         deadline = time.monotonic() + patience
         while not (found := is_there()):
-            assert time.monotonic() < deadline, self.seen
+            assert time.monotonic() < deadline, [type(each).__name__ for each in self.seen[-20:]]
             time.sleep(0.005)
         return found
 

@@ -532,7 +532,7 @@ class RespDecoder:
                 self._client_inside = False
                 args = values.value
                 if args:
-                    if values.is_cut and _cut_in(args) is None:
+                    if values.is_cut and _cut_in(tuple(args)) is None:
                         args.append(Cut(0))
                     self._command(args, at, self._client_place + pos)
             elif self._bare or data[pos] != 42:
