@@ -228,7 +228,7 @@ def test_what_comes_and_goes_is_told_a_few_times_at_most(build: Any) -> None:
 
 
 def test_numbers_rates_and_sizes_that_move(build: Any) -> None:
-    """A median that is ten times what it was, a field that is always there now, and payloads that grew, with the test named."""
+    """A median ten times what it was, a field that is always there now, payloads that grew; the test is named."""
     pipeline = build("schema.drift")
     events = [handoff(index, payload(index), payload_bytes=1_000 + index % 90) for index in range(300)]
     for index in range(300, 600):
