@@ -117,6 +117,12 @@ class Pipeline:
                     self._failed(watch, error, now, faults)
         return Decision(findings=tuple(findings), faults=tuple(faults))
 
+    def recorded(self) -> None:
+        """What comes is a recording: nobody waits, so a finding may wait for all that it can say."""
+        for watch in self.watches:
+            if hasattr(watch.detector, "is_recorded"):
+                watch.detector.is_recorded = True
+
     def close(self, now: float) -> Decision:
         """Nothing comes any more: detectors that hold facts in case others come late take up what they hold.
 
@@ -315,6 +321,7 @@ def replay_exchanges(exchanges: Iterable[Exchange], inspector: Inspector) -> Ite
     steps.sort(key=lambda step: step[0])  # stable: equal instants keep the order of the recording
     asked: dict[int, Asked] = {}
     now: float | None = None
+    inspector.pipeline.recorded()
     for at, exchange, is_open in steps:
         if at != now:
             now = at
@@ -334,6 +341,7 @@ def replay_exchanges(exchanges: Iterable[Exchange], inspector: Inspector) -> Ite
 def replay_events(events: Iterable[Event], inspector: Inspector) -> Iterator[Decision]:
     """Recorded events in the order of their instants, each observed whole; time passes as in `replay_exchanges`."""
     now: float | None = None
+    inspector.pipeline.recorded()
     for event in sorted(events, key=lambda event: event.at):
         if event.at != now:
             now = event.at

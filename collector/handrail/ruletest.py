@@ -46,6 +46,7 @@ def check(pack: Pack, config: RuleConfig, test: TestConfig) -> str:
         for document in documents:
             registry.learn(subject, document)
     pipeline = Pipeline((watch(pack, config, registry),), registry)
+    pipeline.recorded()
     found: list[Finding] = []
     decisions: list[Decision] = []
     now = float("-inf")

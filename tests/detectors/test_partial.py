@@ -71,8 +71,8 @@ def test_a_retry_names_what_is_there(build) -> None:
     again = event("handoff", "h2", 12.0, "boss", "a2", attempt=2)
     (one,) = found(build, event("handoff", "h1", -5.0, "boss", "a"), write(), again, until=100.0)
     assert (one.event, one.events, one.evidence["version"]) == ("h2", ("w1", "h2"), 3)
-    assert one.message == (
-        "boss handed out task t again, although its output (version 3, by a) had been in agents:w:t:output in s for 12 s"
+    assert one.message.removeprefix("boss handed out task t again, although its output ") == (
+        "(version 3, by a) had been in agents:w:t:output in s for 12 s"
     )
 
 

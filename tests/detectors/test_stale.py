@@ -82,6 +82,18 @@ def test_a_reader_that_acts_later_is_told_again(build) -> None:
     assert first.fingerprint == second.fingerprint
 
 
+def test_a_recording_has_one_finding_with_the_act(build) -> None:
+    """Nobody waits for it, so it waits."""
+    pipeline = build("state.stale_read")
+    pipeline.recorded()
+    for each in (write("w", 0.0, state_version=2), read("r", 5.0, state_version=1)):
+        pipeline.observe(each)
+    assert not pipeline.advance(60.0).findings
+    pipeline.observe(event("publish", "p", 60.0, source="b"))
+    (one,) = pipeline.close(60.0).findings
+    assert one.evidence["acted"]["event"] == "p"
+
+
 @pytest.mark.parametrize("fields", [{"source": "c"}, {"workflow": "v"}, {"at": 4.0}])
 def test_what_others_do_is_no_act(build, fields: dict[str, Any]) -> None:
     """Another agent, another workflow, or before the read."""

@@ -157,8 +157,8 @@ def in_step(primary: Server, replica: Server) -> None:
 @pytest.mark.parametrize("versioned", [True, False])
 @pytest.mark.parametrize("lagging", [True, False])
 def test_a_replica_that_lags(empty: None, primary: Server, replica: Server, versioned: bool, lagging: bool) -> None:
-    """Replication is cut between two writes; the reader on the replica gets the old one. Resumed in time, it gets the new
-    one. With versions, and by content alone."""
+    """Replication is cut between two writes; the reader on the replica gets the old one. Resumed in time, it gets the
+    new one. With versions, and by content alone."""
     in_step(primary, replica)
     first, second = (output(n, **({"version": n} if versioned else {})) for n in (1, 2))
     config = store(listener(primary, "writer"), listener(replica, "reader", "replica"), state=[{"key": STATE}])

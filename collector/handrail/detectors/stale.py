@@ -110,6 +110,8 @@ class StaleRead:
     def __init__(self, rule: Rule, params: StaleReadParams, registry: Registry) -> None:
         self._rule, self._params = rule, params
         self._enforced = rule.action == "enforce"
+        self.is_recorded = False
+        """Whether nobody waits for the finding: then one can say all that its reader did."""
         self._hold: Hold[Event] = Hold(params.lateness_seconds, params.keys)
         self._writes: OrderedDict[tuple[str | None, str], list[_Write]] = OrderedDict()
         self._epochs: OrderedDict[tuple[str | None, str], dict[int, _Epoch]] = OrderedDict()
@@ -244,7 +246,7 @@ class StaleRead:
                     f"task {read.task} is in epoch {below.epoch}, begun by {shown(below.writer)}"
                 )
                 write = below.id
-        due = ended(read) + self._params.acts_seconds
+        due = ended(read) + (_ACTS_SECONDS if self.is_recorded else self._params.acts_seconds)
         return _Stale(read, reader, message, evidence, write, "store", due)
 
     def _below(self, read: Event, epochs: Iterable[_Epoch] | None) -> _Epoch | None:
