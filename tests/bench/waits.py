@@ -20,16 +20,16 @@ from handrail.event import Event
 from handrail.graph import declared, report
 from handrail.schema.registry import Registry
 
-AGENTS = 1_000
+AGENTS = 10_000
 
 
-def history(count: int, workflows: int, seed: int = 1) -> Iterator[Event]:
+def history(count: int, workflows: int, most: int = 500, seed: int = 1) -> Iterator[Event]:
     """Waits that mostly lead one way, as delegation does, with one in fifty back; each ends after a while."""
     chance = random.Random(seed)
     live: list[tuple[str, str, str]] = []
     for number in range(count):
         at = number * 0.001
-        if live and chance.random() < (0.5 if len(live) > 500 else 0.3):
+        if live and chance.random() < (0.5 if len(live) > most else 0.3):
             workflow, source, task = live.pop(chance.randrange(len(live)))
             yield Event(kind="resume", id=f"r{number}", at=at, workflow=workflow, source=source, task=task)
         else:
@@ -72,8 +72,10 @@ def by_networkx(edges: list[tuple[int, int]]) -> bool:
 
 
 def by_rustworkx(edges: list[tuple[int, int]]) -> bool:
-    graph = rustworkx.PyDiGraph()
-    graph.extend_from_edge_list(edges)
+    graph, number = rustworkx.PyDiGraph(), dict[int, int]()
+    graph.extend_from_edge_list(
+        [(number.setdefault(tail, len(number)), number.setdefault(head, len(number))) for tail, head in edges]
+    )
     return not rustworkx.is_directed_acyclic_graph(graph)
 
 
@@ -87,6 +89,9 @@ def timed(what: str, count: int, run: Callable[[], object]) -> None:
 
 def main() -> None:
     count = int(sys.argv[1]) if len(sys.argv) > 1 else 1_000_000
+    many = list(history(10_000, 1, most=5_000))
+    timed("wait.deadlock, 5,000 live waits in 1 workflow", 10_000, lambda: incremental(many))
+    timed("rustworkx rebuilt, 5,000 live waits in 1 workflow", 10_000, lambda: rebuilding(many, by_rustworkx))
     for workflows in (1, 10_000):
         events = list(history(count, workflows))
         timed(f"wait.deadlock, {workflows} workflow(s)", count, lambda: incremental(events))  # noqa: B023
