@@ -54,7 +54,7 @@ class RouteConfig(_Config, frozen=True):
     host: Literal["upstream", "client"] = "upstream"
     """Which Host header the upstream sees."""
     stamp: bool = False
-    """Add a missing traceparent and the handrail-workflow header."""
+    """Add a missing traceparent and handrail-workflow header, and the sender to `handrail-chain` in baggage."""
     rewrite_cards: bool = False
     """Rewrite the interface URLs of A2A agent cards to this listener, so that callers stay on it."""
     tls: TlsConfig = TlsConfig()

@@ -91,6 +91,8 @@ class Event(msgspec.Struct, frozen=True, kw_only=True, gc=False, omit_defaults=T
     """Why the payload could not be read, where it could not; one of the reasons of `wire.body`."""
     reads: str | None = None
     """The versions that the target says it reads, as `handrail-accept` carries them: `subject@version, …`."""
+    chain: str | None = None
+    """The agents that the work came through, the sender last, as `baggage` carries them: `a|b|c`; the last sixteen."""
 
 
 class Finding(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="type", tag="finding"):

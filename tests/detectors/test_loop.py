@@ -215,3 +215,12 @@ def test_each_lap_past_the_limit_is_one_finding(build: Build, agents: int, times
     """The first lap is new, `rounds` repeats are a loop: of n laps the last n - rounds are found."""
     events = laps([f"a{n}" for n in range(agents)], times, same)
     assert len(found(build("handoff.loop", {"rounds": rounds}), events)) == max(0, times - rounds)
+
+
+def test_a_sidecar_that_sees_one_hop_of_the_ring_goes_by_the_chain(build: Build) -> None:
+    """Only c to a passes here; where the work was before stands in its baggage."""
+    whole = laps(["a", "b", "c"], 3, same)
+    seen = [msgspec.structs.replace(event, chain="a|b|c") for event in whole if event.source == "c"]
+    [only] = found(build("handoff.loop"), seen)
+    assert (only.event, only.evidence["cycle"]) == ("e8", ["a", "b", "c"])
+    assert found(build("handoff.loop"), [msgspec.structs.replace(event, chain=None) for event in seen]) == []

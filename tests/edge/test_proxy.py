@@ -548,29 +548,34 @@ TRACEPARENT = b"00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 
 
 def test_a_stamped_route_adds_what_is_missing_and_nothing_else() -> None:
-    """`traceparent` and `handrail-workflow`, at the end of the head."""
+    """`traceparent`, the sender in `baggage`, and `handrail-workflow`, at the end of the head."""
 
     async def go(stage: Stage) -> None:
         await stage.ask(post(b'{"task_id":"t1"}'))
         head, _, body = stage.upstream.seen.partition(b"\r\n\r\n")
         (event,) = await stage.settled(1)
         lines = head.split(b"\r\n")
-        assert lines[-2] == b"traceparent: 00-%b-%b-01" % (event.trace_id.encode(), event.span_id.encode())
+        assert lines[-3] == b"traceparent: 00-%b-%b-01" % (event.trace_id.encode(), event.span_id.encode())
+        assert lines[-2] == b"baggage: handrail-chain=" + event.source.encode()
         assert lines[-1] == b"handrail-workflow: " + event.workflow.encode()
         sent = post(b'{"task_id":"t1"}').replace(b"Host: a", b"Host: 127.0.0.1:%d" % stage.upstream.port)
-        assert b"\r\n".join(lines[:-2]) + b"\r\n\r\n" + body == sent
+        assert b"\r\n".join(lines[:-3]) + b"\r\n\r\n" + body == sent
 
     play(go, stamp=True)
 
 
 def test_a_stamped_route_leaves_what_is_there() -> None:
-    """The caller's own trace and workflow stay as they are, and are read."""
+    """The caller's own trace, workflow and baggage stay as they are, and are read; the sender joins the chain."""
 
     async def go(stage: Stage) -> None:
-        request = post(b"{}", b"TraceParent: " + TRACEPARENT, b"Handrail-Workflow: w-9")
+        mine = b"Baggage: user=7, handrail-chain=x|y"
+        request = post(b"{}", b"TraceParent: " + TRACEPARENT, mine, b"Handrail-Workflow: w-9")
         await stage.ask(request)
-        assert stage.upstream.seen == request.replace(b"Host: a", b"Host: 127.0.0.1:%d" % stage.upstream.port)
         (event,) = await stage.settled(1)
+        sent = request.replace(b"Host: a", b"Host: 127.0.0.1:%d" % stage.upstream.port)
+        joined = b"\r\nbaggage: user=7,handrail-chain=x|y|" + event.source.encode()
+        assert stage.upstream.seen == sent.replace(b"\r\n" + mine, b"").replace(b"\r\n\r\n", joined + b"\r\n\r\n")
+        assert event.chain == "x|y"
         assert (event.workflow, event.trace_id) == ("w-9", "0af7651916cd43dd8448eb211c80319c")
 
     play(go, stamp=True)

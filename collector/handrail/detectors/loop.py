@@ -226,6 +226,8 @@ class HandoffLoop:
     ) -> None:
         """One message from source to target: it may close a round. `spoken`: it is an event of its own."""
         path = workflow.path
+        if spoken and event.chain is not None and path[-1:] != [source]:
+            _follow(path, event.chain)
         back = target in path
         closes: tuple[str, ...] = ()
         unanswered = False
@@ -431,6 +433,15 @@ class HandoffLoop:
 
     def __len__(self) -> int:
         return len(self._workflows)
+
+
+def _follow(path: list[str], chain: str) -> None:
+    """The way that was not seen here, but stands in the chain that travels with the work."""
+    for name in chain.split("|"):
+        if name in path:
+            del path[path.index(name) + 1 :]
+        else:
+            path.append(name)
 
 
 def _new(workflow: _Workflow, what: str, text: str) -> bool:

@@ -8,7 +8,7 @@ that claims a request reads its reply; `http` claims what nobody else does: an e
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol, cast, runtime_checkable
-from urllib.parse import unquote
+from urllib.parse import quote, unquote
 
 import msgspec
 
@@ -214,6 +214,38 @@ def workflow_in_baggage(baggage: bytes) -> str | None:
     return None
 
 
+CHAIN_KEY = b"handrail-chain"
+CHAIN_AGENTS = 16
+CHAIN_BYTES = 512
+"""What the chain may take of a `baggage` header, which has 8,192 bytes for everybody; the oldest agents go first."""
+
+
+def chain_in(baggage: bytes) -> str | None:
+    """W3C `baggage` to the agents that the work came through, `a|b|c`; None where it names none."""
+    if CHAIN_KEY not in baggage:
+        return None
+    for member in baggage.split(b","):
+        key, _, value = member.partition(b";")[0].partition(b"=")
+        if key.strip() == CHAIN_KEY:
+            names = [name for name in value.strip()[:CHAIN_BYTES].decode("latin-1").split("|") if name]
+            return "|".join(unquote(name) for name in names[-CHAIN_AGENTS:]) or None
+    return None
+
+
+def with_chain(baggage: bytes | None, source: str) -> bytes:
+    """A `baggage` header's value with the sender at the end of the chain; other members stay as they are."""
+    members = [member for member in (baggage or b"").split(b",") if member.strip()]
+    others = [member for member in members if member.partition(b"=")[0].strip() != CHAIN_KEY]
+    names = (chain_in(baggage) or "").split("|") if baggage else []
+    source = source.replace("|", "/")
+    if names[-1:] != [source]:
+        names.append(source)
+    coded = [quote(name, safe="", errors="replace")[:CHAIN_BYTES] for name in names if name][-CHAIN_AGENTS:]
+    while len(coded) > 1 and sum(map(len, coded)) + len(coded) > CHAIN_BYTES:
+        del coded[0]
+    return b",".join([*others, CHAIN_KEY + b"=" + "|".join(coded).encode()])
+
+
 def _header(value: bytes) -> str | None:
     return text(value.decode("utf-8", "replace").strip())
 
@@ -256,6 +288,7 @@ def begin(
         workflow = _header(value) or workflow
     elif (value := headers.get(b"baggage")) is not None:
         workflow = workflow_in_baggage(value) or workflow
+    chain = chain_in(headers[b"baggage"]) if b"baggage" in headers else None
     if workflow is None:
         workflow = trace_id
     if (value := headers.get(b"handrail-task")) is not None:
@@ -311,6 +344,7 @@ def begin(
         deadline=deadline,
         uninspected=body.reason if request.size or request.cut is not None else None,
         reads=reads,
+        chain=chain,
     )
 
 

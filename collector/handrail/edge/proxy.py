@@ -24,7 +24,7 @@ import msgspec
 import orjson
 
 from handrail.config import LimitsConfig
-from handrail.dialects import Asked
+from handrail.dialects import Asked, with_chain
 from handrail.dialects.a2a import is_card_path, rewrite_card
 from handrail.edge.gate import ReplyGate
 from handrail.edge.record import Recorder
@@ -1302,7 +1302,10 @@ _HOST = re.compile(rb"\r\nhost:[ \t]*", re.IGNORECASE)
 
 
 def _stamped(head: bytes, request: Request, asked: Asked) -> bytes:
-    """A held head with `handrail-workflow` added where it is missing and the dialect knows it."""
+    """A held head with what the dialect knows: `handrail-workflow` if it is missing, the sender in `baggage`."""
+    source = next((event.source for event in asked[1] if event.kind == "handoff" and event.source), None)
+    if source is not None:
+        head = _with_baggage(head, with_chain(request.headers.get(b"baggage"), source))
     if b"handrail-workflow" in request.headers:
         return head
     workflow = next((event.workflow for event in asked[1] if event.workflow), None)
@@ -1311,6 +1314,13 @@ def _stamped(head: bytes, request: Request, asked: Asked) -> bytes:
     return head[:-2] + b"handrail-workflow: " + workflow.encode("latin-1") + b"\r\n\r\n"
 
 
+def _with_baggage(head: bytes, value: bytes) -> bytes:
+    """A head whose `baggage` is this value, in which all lines of it were joined."""
+    head = _BAGGAGE.sub(b"", head)
+    return head[:-2] + b"baggage: " + value + b"\r\n\r\n"
+
+
+_BAGGAGE = re.compile(rb"(?<=\r\n)baggage:[^\r\n]*\r\n", re.IGNORECASE)
 _TOKEN = re.compile(r"[\x21-\x7e]{1,256}")
 
 
