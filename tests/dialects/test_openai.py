@@ -2,6 +2,7 @@
 
 import json
 import re
+import time
 from typing import Any
 
 import orjson
@@ -267,6 +268,31 @@ def test_an_operators_schema_stands_for_a_tool_that_has_none() -> None:
         ("triage agent.Billing", "7"),
         ("triage agent.Billing", "8"),
     ]
+
+
+def test_a_long_stream_costs_less_than_a_millisecond() -> None:
+    """Two hundred chunks, the whole way through the pipeline; the best of fifty runs, for others use the machine too."""
+    raw = sse(*[delta({"content": f"word {number} "}) for number in range(199)], delta({}, "stop"))
+    inspector = build(Config(), Registry(), ())
+    costs = []
+    for _ in range(50):
+        exchange = at(0, ASK, raw)
+        begun = time.process_time_ns()
+        [usage] = [decision.event for decision in inspector.whole(exchange)]
+        costs.append(time.process_time_ns() - begun)
+        assert usage is not None
+        assert usage.outcome == "completed"
+    assert min(costs) < 1_000_000
+
+
+def test_a_long_history_is_parsed_once() -> None:
+    """What was read of a request is kept with it until the exchange is over."""
+    history = [user("x" * 1_000), answered("y" * 1_000)] * 500
+    exchange = at(0, chat("You are the triage agent.", *history, user("go"), tools=[TO]), choice(called("k1", NAME)))
+    inspector = build(Config(), Registry(), ())
+    read = exchange.request.json(exchange.route.limits)
+    list(inspector.whole(exchange))
+    assert exchange.request.json(exchange.route.limits) is read
 
 
 KEYS = re.findall(
