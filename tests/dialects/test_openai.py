@@ -271,7 +271,7 @@ def test_an_operators_schema_stands_for_a_tool_that_has_none() -> None:
 
 
 def test_a_long_stream_costs_less_than_a_millisecond() -> None:
-    """Two hundred chunks, the whole way through the pipeline; the best of fifty runs, for others use the machine too."""
+    """Two hundred chunks, the whole way; the best of fifty runs, for others use the machine too."""
     raw = sse(*[delta({"content": f"word {number} "}) for number in range(199)], delta({}, "stop"))
     inspector = build(Config(), Registry(), ())
     costs = []
