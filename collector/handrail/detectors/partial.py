@@ -165,7 +165,7 @@ class HandoffPartial:
         output.announced = any(event.at - self._params.seconds <= at for at, _ in task.announced)
         task.announced = []
         heappush(self._waits, (acked + self._params.seconds, event.id, id(output), output))
-        if len(self._waits) > 4 * self._params.keys:
+        if len(self._waits) > 2 * self._params.keys:
             self._waits = [each for each in self._waits if not (each[3].is_told or each[3].announced)]
             heapify(self._waits)
 

@@ -289,7 +289,7 @@ READERS: Mapping[bytes, tuple[Callable[[Args, Any], Iterator[Touched]], int]] = 
 
 _BUS = frozenset({b"PUBLISH", b"SPUBLISH", b"XADD", b"XREAD", b"XREADGROUP", b"XCLAIM", b"XAUTOCLAIM"})
 _MANY = frozenset({b"XREAD", b"XREADGROUP"})
-_SEEN = 100_000
+_SEEN = 10_000
 
 
 class _Written(msgspec.Struct, gc=False):
