@@ -41,7 +41,7 @@ class LostUpdateParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
     """Keys of stores; one takes 1 KB, more with many writers."""
 
 
-class _Base(msgspec.Struct, frozen=True, gc=False):
+class _Started(msgspec.Struct, frozen=True, gc=False):
     """What a writer knows of a key, and since when."""
 
     at: float
@@ -58,13 +58,13 @@ class _Write(msgspec.Struct, frozen=True, gc=False):
     version: int | str | None
     digest: str | None
     writer: str | None
-    base: _Base | None
+    base: _Started | None
     removed: bool
 
 
 class _Key(msgspec.Struct):
     last: _Write | None = None
-    bases: dict[str, _Base] = {}
+    bases: dict[str, _Started] = {}
 
 
 class LostUpdate:
@@ -125,7 +125,7 @@ class LostUpdate:
                 yield self._found(event, write, first, why)
         key.last = write
         if writer is not None and writer in key.bases:
-            _remember(key.bases, writer, _Base(write.acked, write.id, write.version, write.digest, write.removed))
+            _remember(key.bases, writer, _Started(write.acked, write.id, write.version, write.digest, write.removed))
 
     def _why(self, second: _Write, first: _Write) -> str | None:
         """How it is known that the second writer did not know of the first one's write; None where it may have."""
@@ -188,11 +188,11 @@ class LostUpdate:
         return len(self._keys)
 
 
-def _base(event: Event) -> _Base:
-    return _Base(event.at, event.id, event.state_version, event.digest, is_missing(event))
+def _base(event: Event) -> _Started:
+    return _Started(event.at, event.id, event.state_version, event.digest, is_missing(event))
 
 
-def _remember(bases: dict[str, _Base], agent: str, base: _Base, *, only_new: bool = False) -> None:
+def _remember(bases: dict[str, _Started], agent: str, base: _Started, *, only_new: bool = False) -> None:
     if only_new and agent in bases:
         return
     bases.pop(agent, None)
@@ -201,7 +201,7 @@ def _remember(bases: dict[str, _Base], agent: str, base: _Base, *, only_new: boo
         del bases[next(iter(bases))]
 
 
-def _knows(base: _Base, write: _Write) -> bool:
+def _knows(base: _Started, write: _Write) -> bool:
     """Whether who read this had seen that write, or something newer, or it cannot be said."""
     if base.id == write.id:
         return True
