@@ -8,7 +8,7 @@ from typing import Annotated, Any, ClassVar
 import msgspec
 
 from handrail.detectors import NOTHING, Count, Rule, Sight, finding
-from handrail.detectors.similarity import phrases, sampled, text_of
+from handrail.detectors.similarity import phrases_of, sampled
 from handrail.event import Event, Finding
 from handrail.schema.registry import Matcher, Registry, matcher
 
@@ -96,7 +96,7 @@ class ContextForwarded:
         self._compared += 1
         if self._compared > self._params.per_second:
             return NOTHING
-        codes = phrases(text_of(payload))
+        codes = phrases_of(payload, event.digest)
         if len(codes) < self._params.at_least_words - 2:
             return NOTHING
         mask, prints = sampled(codes, _SAMPLE)

@@ -9,7 +9,7 @@ import msgspec
 import xxhash
 
 from handrail.detectors import NOTHING, Count, Rule, Sight, finding
-from handrail.detectors.similarity import Said, phrases, places, revision, signature, text_of
+from handrail.detectors.similarity import Said, phrases_of, places, revision, signature, text_of
 from handrail.event import Event, Finding
 from handrail.schema.registry import Matcher, Registry, matcher
 
@@ -272,16 +272,16 @@ class HandoffLoop:
                 if moved and (digest is None or known_way):
                     moved = _new(workflow, "content", str(signature(payload)))
                 if self._by_text and workflow.rounds >= self._hear_from:
-                    said = self._said_in(event.workflow)
-                    text = text_of(payload)
-                    codes = phrases(text)
-                    new, of = said.add(codes), len(codes)
-                    if not moved:
-                        new = 0  # of what repeats a message from before texts were compared
-                    if self._setting.new_places:
-                        new_places = said.add(sorted(crc32(place.encode()) for place in places(payload, text)))
-                    if moved and of >= self._setting.whole_below:
-                        moved = self._rises(workflow, source, revision(payload, text))
+                    new = 0  # of what repeats an earlier message
+                    if moved:
+                        said = self._said_in(event.workflow)
+                        codes = phrases_of(payload, digest)
+                        new, of = said.add(codes), len(codes)
+                        text = text_of(payload)
+                        if self._setting.new_places:
+                            new_places = said.add(sorted(crc32(place.encode()) for place in places(payload, text)))
+                        if of >= self._setting.whole_below:
+                            moved = self._rises(workflow, source, revision(payload, text))
             workflow.moved = workflow.moved or moved
         elif event.task is not None and _new(workflow, "task", event.task):
             workflow.moved = True

@@ -7,6 +7,7 @@ the findings that the live system gave.
 
 import re
 from collections.abc import Iterable, Iterator
+from collections.abc import Set as AbstractSet
 from typing import Any
 from zlib import crc32
 
@@ -152,18 +153,33 @@ def phrases(text: str) -> set[int]:
     return set(map(crc32, spoken[2:], map(crc32, spoken[1:], map(crc32, spoken))))
 
 
-def sampled(codes: set[int], size: int) -> tuple[int, frozenset[int]]:
+class _Latest:
+    """The phrases of the payload that was looked at last: several rules ask about one event in turn."""
+
+    digest: str | None = None
+    codes: frozenset[int] = frozenset()
+
+
+def phrases_of(payload: Any, digest: str | None) -> frozenset[int]:
+    """A payload's phrases; its digest tells that it is the one that was looked at last."""
+    if digest is None:
+        return frozenset(phrases(text_of(payload)))
+    if digest != _Latest.digest:
+        _Latest.codes = frozenset(phrases(text_of(payload)))
+        _Latest.digest = digest
+    return _Latest.codes
+
+
+def sampled(codes: AbstractSet[int], size: int) -> tuple[int, frozenset[int]]:
     """At most `size` of the hashes, those that have none of the low bits of a mask, and the mask.
 
     Which are kept depends on each hash alone, so that two samples can be compared: by the larger mask of both.
     """
-    mask = 0
-    kept: Iterable[int] = codes
-    count = len(codes)
-    while count > size:
+    mask = (1 << ((len(codes) - 1) // size).bit_length()) - 1 if codes else 0
+    kept = [code for code in codes if not code & mask]
+    while len(kept) > size:
         mask = mask << 1 | 1
         kept = [code for code in kept if not code & mask]
-        count = len(kept)
     return mask, frozenset(kept)
 
 
@@ -195,7 +211,7 @@ _REVISION_KEYS = frozenset({"version", "revision", "rev", "draft_version", "stat
 
 def revision(payload: Any, text: str) -> int | None:
     """The highest version that a payload says it has: `revision: 3`, `"version": 3`, `draft 3`, `v3`."""
-    start = text[:4096].lower()
+    start = text[:1024].lower()
     found = [int(word or letter) for word, letter in _REVISION.findall(start)] if _may_number(start) else []
     if type(payload) is dict:
         found += [value for key, value in leaves(payload) if key in _REVISION_KEYS and type(value) is int]
