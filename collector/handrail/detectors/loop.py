@@ -370,9 +370,7 @@ class HandoffLoop:
             finding(
                 self._rule,
                 event,
-                f"{_round(cycle)} went round {count} times, the last {without} without progress: {reason}"
-                if without
-                else f"{_round(cycle)} went round {count} times: {reason}",
+                f"{_round(cycle)} went round {'once' if count == 1 else f'{count} times'}{_without(without)}: {reason}",
                 evidence={
                     "cycle": list(cycle),
                     "rounds": count,
@@ -454,6 +452,12 @@ def _new(workflow: _Workflow, what: str, text: str) -> bool:
     if len(seen) > _SEEN:
         del seen[next(iter(seen))]
     return True
+
+
+def _without(rounds: int) -> str:
+    if not rounds:
+        return ""
+    return ", the last time without progress" if rounds == 1 else f", the last {rounds} times without progress"
 
 
 def _round(cycle: Sequence[str]) -> str:
