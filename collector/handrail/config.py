@@ -231,6 +231,70 @@ class HandoffsConfig(_Config, frozen=True):
     """How many are remembered; the one that was quiet for longest goes first."""
 
 
+class McpAgentConfig(_Config, frozen=True):
+    """Tools of MCP servers behind which an agent works; `*` for any run of characters, the first line wins."""
+
+    server: str = "*"
+    """The name that the server gives itself (`serverInfo.name`)."""
+    tool: str = "*"
+    agent: str | None = None
+    """The agent; `*` in it is what the first `*` of `tool` stood for. Without it that text, or the server's name where
+    `tool` is `*` alone."""
+
+
+class McpConfig(_Config, frozen=True):
+    """Which calls of MCP tools are handoffs; every other call is recorded, and is none."""
+
+    agents: tuple[McpAgentConfig, ...] = (
+        McpAgentConfig(tool="ask_*_agent", agent="*_agent"),
+        McpAgentConfig(tool="transfer_to_*"),
+        McpAgentConfig(tool="handoff_to_*"),
+        McpAgentConfig(tool="delegate_to_*"),
+    )
+    servers: int = 1_024
+    """How many servers, clients and open calls are remembered; the one that was quiet for longest goes first."""
+    tools: int = 512
+    """How many tools of one server."""
+    silence_seconds: float = 60.0
+    """How long a call waits for its result in a stream that was opened before it."""
+
+
+class OtlpConfig(_Config, frozen=True):
+    """Where spans and logs of agents come in, and where they go on to."""
+
+    http: str | None = None
+    """host:port of the OTLP/HTTP receiver, `/v1/traces` and `/v1/logs`; the usual port is 4318."""
+    grpc: str | None = None
+    """host:port of the OTLP/gRPC receiver; the usual port is 4317."""
+    forward: str | None = None
+    """http(s)://host:port of an OTLP/HTTP endpoint that gets every request as it came."""
+    forward_token_file: str | None = None
+    """What is sent to it as `Authorization: Bearer`."""
+    forward_queue_bytes: int = 33_554_432
+    """How much may wait for it; what would pass that is dropped and counted."""
+    forward_seconds: float = 10.0
+    """How long it may take to answer."""
+    forward_retry_seconds: float = 300.0
+    """A request that it did not take for so long is dropped and counted."""
+    token_file: str | None = None
+    """Tokens of which senders must show one, a line each. Without it HANDRAIL_OTLP_TOKEN; without both, anybody."""
+    request_bytes: int = 4_194_304
+    decoded_bytes: int = 16_777_216
+    """The same after decompression."""
+    in_flight: int = 16
+    """Requests that are read at once; more are told to come again."""
+    retry_after_seconds: float = 1.0
+    hold_seconds: float = 10.0
+    """A trace is read when nothing was added to it for so long: batches come in any order."""
+    wait_seconds: float = 60.0
+    """How long a handoff that lacks its target or its outcome waits for a span that says it."""
+    join_seconds: float = 5.0
+    """How far apart the same handoff may be on the wire and in a span that share neither call id nor trace."""
+    traces: int = 2_048
+    spans: int = 100_000
+    """How many are remembered; the traces that were quiet for longest go first."""
+
+
 class EdgeConfig(_Config, frozen=True):
     """Which schema applies between whom; `*` for any run of characters, the first match wins."""
 
@@ -350,6 +414,8 @@ class Config(_Config, frozen=True):
     envelope: EnvelopeConfig = EnvelopeConfig()
     custom: tuple[CustomConfig, ...] = ()
     handoffs: HandoffsConfig = HandoffsConfig()
+    mcp: McpConfig = McpConfig()
+    otlp: OtlpConfig | None = None
     schemas: SchemasConfig = SchemasConfig()
     registry: RegistryConfig | None = None
     rules: RulesConfig = RulesConfig()
@@ -471,6 +537,8 @@ def problems(config: Config) -> Iterator[tuple[str, str]]:
     yield from _bad_places(config, listeners)
     if config.registry is not None:
         yield from _bad_registry(config.registry, config.schemas, listeners)
+    if config.otlp is not None:
+        yield from _bad_otlp(config.otlp, listeners)
     if config.clickhouse.dsn is not None and (problem := bad_dsn(config.clickhouse.dsn)):
         yield "clickhouse.dsn", problem
     if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", config.clickhouse.database):
@@ -499,7 +567,7 @@ def problems(config: Config) -> Iterator[tuple[str, str]]:
             yield f"schemas.edges[{index}].subject", "must say which schema applies; schemas are found by subject"
 
 
-DIALECTS = ("cloudevents", "a2a", "envelope", "openai", "anthropic", "gemini", "http")
+DIALECTS = ("cloudevents", "mcp", "a2a", "envelope", "openai", "anthropic", "gemini", "http")
 """The built-in dialects, by the names that routes choose them by."""
 
 EXPRESSIONS = (
@@ -627,6 +695,16 @@ def _bad_registry(
             yield "registry.remote", "must not hold a user or a password; put them into registry.remote_token_file"
     if (registry.tls_cert_file is None) != (registry.tls_key_file is None):
         yield "registry.tls_cert_file", "a certificate and its key go together; name both or none"
+
+
+def _bad_otlp(otlp: OtlpConfig, listeners: dict[str, str]) -> Iterator[tuple[str, str]]:
+    if otlp.http is None and otlp.grpc is None:
+        yield "otlp", "listens nowhere; name http (usually 127.0.0.1:4318), grpc (127.0.0.1:4317) or both"
+    for key, address in (("otlp.http", otlp.http), ("otlp.grpc", otlp.grpc)):
+        if address is not None:
+            yield from _bad_listen(key, address, listeners)
+    if otlp.forward is not None and (problem := bad_url(otlp.forward)):
+        yield "otlp.forward", problem.replace("the path of each request is passed on as it is", "/v1/traces is added")
 
 
 def bad_url(text: str) -> str | None:

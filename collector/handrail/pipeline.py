@@ -18,6 +18,7 @@ from handrail.dialects.envelope import Envelope
 from handrail.dialects.gemini import Gemini
 from handrail.dialects.http import Http
 from handrail.dialects.llm import Conversations, ModelDialect
+from handrail.dialects.mcp import Mcp
 from handrail.dialects.openai import OpenAi
 from handrail.event import Decision, Event, Fault, Finding, Outcome, Refusal, digest_of
 from handrail.rules import Watch
@@ -299,7 +300,8 @@ def build(config: Config, registry: Registry, watches: Sequence[Watch], file: st
     envelope = Envelope(config.envelope, file)
     # An envelope is told apart by one key of its body, which no A2A request has; one that is looked for somewhere
     # inside the body could be found in A2A's own message.
-    known: list[Dialect] = [envelope, A2a()] if config.envelope.path is None else [A2a(), envelope]
+    mcp = Mcp(config.mcp, registry)
+    known: list[Dialect] = [mcp, envelope, A2a()] if config.envelope.path is None else [mcp, A2a(), envelope]
     conversations = Conversations(config.handoffs, registry)
     models = [ModelDialect(api, conversations) for api in (OpenAi(), Anthropic(), Gemini())]
     reader = Reader([*own, CloudEvents(), *known, *models], Http())
