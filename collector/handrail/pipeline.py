@@ -8,11 +8,12 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import msgspec
 
-from handrail.config import Config
+from handrail.config import Config, OtlpConfig
 from handrail.dialects import Asked, Dialect, Reader
 from handrail.dialects.a2a import A2a
 from handrail.dialects.anthropic import Anthropic
 from handrail.dialects.cloudevents import CloudEvents
+from handrail.dialects.conventions import Conventions
 from handrail.dialects.custom import Custom
 from handrail.dialects.envelope import Envelope
 from handrail.dialects.gemini import Gemini
@@ -20,10 +21,12 @@ from handrail.dialects.http import Http
 from handrail.dialects.llm import Conversations, ModelDialect
 from handrail.dialects.mcp import Mcp
 from handrail.dialects.openai import OpenAi
+from handrail.dialects.spans import Sightings, Spans
 from handrail.event import Decision, Event, Fault, Finding, Outcome, Refusal, digest_of
 from handrail.rules import Watch
 from handrail.schema.registry import Registry
 from handrail.wire import Exchange
+from handrail.wire.otlp import Log, Span
 
 REFUSAL_STATUS = {
     "schema.violation": 422,
@@ -59,13 +62,25 @@ class Pipeline:
         self._asked = self._seeing("first", "asked")
         self._final_of_asked = self._seeing("final")
         self._whole = self._seeing("first", "final")
+        self.sightings: Sightings | None = None
+        """Where spans come in too: what keeps a handoff from being told twice."""
 
     def _seeing(self, *sights: str) -> tuple[Watch, ...]:
         return tuple(watch for watch in self.watches if watch.detector.sees & set(sights))
 
     def observe(self, event: Event) -> Decision:
-        """What this event means. Raises nothing; what went wrong inside is in `faults`."""
+        """What this event means. Raises nothing; what went wrong inside is in `faults`.
+
+        A handoff that a span has told already means nothing more: the Decision is empty.
+        """
         faults: list[Fault] = []
+        if (
+            self.sightings is not None
+            and event.kind == "handoff"
+            and event.protocol != "otlp"
+            and not self.sightings.on_wire(event)
+        ):
+            return Decision()
         if event.outcome == "asked":
             event = self._identify(event, faults)
             opened = self._open
@@ -203,9 +218,10 @@ def is_long(exchange: Exchange) -> bool:
 class Inspector:
     """Exchanges through the dialects into the pipeline: the same steps for the live proxy and for replay."""
 
-    def __init__(self, reader: Reader, pipeline: Pipeline) -> None:
+    def __init__(self, reader: Reader, pipeline: Pipeline, spans: Spans | None = None) -> None:
         self.reader = reader
         self.pipeline = pipeline
+        self.spans = spans
 
     def open(self, exchange: Exchange) -> tuple[Asked, list[Decision]]:
         """The request is complete. The Decisions carry the refusal where a rule in enforce mode made one."""
@@ -272,11 +288,31 @@ class Inspector:
 
     def due(self, now: float) -> list[Decision]:
         """Time passed: events that were left open and are over by now. To be called before `advance`."""
-        return [self._observed(read) for read in self.reader.advance(now)]
+        decisions = [self._observed(read) for read in self.reader.advance(now)]
+        if self.spans is not None:
+            decisions += self._in_spans(self.spans.advance(now))
+        return decisions
 
     def end(self, silent: Outcome = "dropped") -> list[Decision]:
         """Nothing more comes: every event that was left open, with what is known of it, `silent` where nothing is."""
-        return [self._observed(read) for read in self.reader.end(silent)]
+        decisions = [self._observed(read) for read in self.reader.end(silent)]
+        if self.spans is not None:
+            decisions += self._in_spans(self.spans.end())
+        return decisions
+
+    def told(self, spans: Iterable[Span], logs: Iterable[Log], now: float) -> list[Decision]:
+        """Spans and log records arrived. What spans say becomes known by `due` and `end`; events in logs do at once."""
+        if self.spans is None:
+            return []
+        self.spans.add(spans, now)
+        return [self.pipeline.observe(event) for event in self.spans.add_logs(logs, now)]
+
+    def _in_spans(self, read: list[Event | Fault]) -> Iterator[Decision]:
+        """Handoffs that spans told and the wire did not."""
+        for each in read:
+            sightings = self.pipeline.sightings
+            if isinstance(each, Fault) or sightings is None or sightings.in_spans(each):
+                yield self._observed(each)
 
     def _observed(self, read: Event | Fault) -> Decision:
         return Decision(faults=(read,)) if isinstance(read, Fault) else self.pipeline.observe(read)
@@ -305,7 +341,11 @@ def build(config: Config, registry: Registry, watches: Sequence[Watch], file: st
     conversations = Conversations(config.handoffs, registry)
     models = [ModelDialect(api, conversations) for api in (OpenAi(), Anthropic(), Gemini())]
     reader = Reader([*own, CloudEvents(), *known, *models], Http())
-    return Inspector(reader, Pipeline(watches, registry))
+    spans = Spans(config.otlp or OtlpConfig(), Conventions(config.handoffs), mcp.agent)
+    inspector = Inspector(reader, Pipeline(watches, registry), spans)
+    if config.otlp is not None:
+        inspector.pipeline.sightings = spans.sightings
+    return inspector
 
 
 def replay_exchanges(exchanges: Iterable[Exchange], inspector: Inspector) -> Iterator[Decision]:
