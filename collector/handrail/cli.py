@@ -89,9 +89,7 @@ def _fail(problems: Sequence[object]) -> int:
 
 
 def _run(args: argparse.Namespace) -> int:
-    from msgspec.structs import replace
-
-    from handrail.config import ConfigError, ForwardConfig, with_flags
+    from handrail.config import ConfigError, with_flags
 
     config = with_flags(
         _config(args.config),
@@ -103,9 +101,14 @@ def _run(args: argparse.Namespace) -> int:
         clickhouse=args.clickhouse,
         admin=args.admin,
     )
-    if args.command_line and config.forward is None:
-        # On loopback, for one command of the person who started it: it may go where that person may go.
-        config = replace(config, forward=ForwardConfig(listen="127.0.0.1:0", allow=("*",)))
+    if args.command_line or args.print_env:
+        from handrail.edge import command
+
+        if args.print_env:
+            return command.print_environment(config, os.environ)
+        return command.run(config, args.command_line, os.environ, args.record)
+    if args.record is not None:
+        raise ConfigError("command line", "--record", "goes with a command; give -- COMMAND, or --clickhouse DSN")
     serves = config.registry is not None and config.registry.listen is not None
     if not config.routes and config.forward is None and not config.stores and not config.buses and not serves:
         missing = "there is nothing to listen on; give --listen and --upstream, or -c FILE with routes, or -- COMMAND"
@@ -113,7 +116,7 @@ def _run(args: argparse.Namespace) -> int:
 
     from handrail.edge import sidecar
 
-    return sidecar.run(config, args.command_line)
+    return sidecar.run(config)
 
 
 def _check(args: argparse.Namespace) -> int:
@@ -396,14 +399,21 @@ Each flag of `run` can be set in the environment too: HANDRAIL_LISTEN, HANDRAIL_
         """\
 Runs the sidecar: forwards the bytes first and unchanged, looks at a copy, records what it sees.
 Without -c FILE the flags are the configuration; with it they override the file.
-With a command after --, that command's plain HTTP goes through the sidecar, which ends when the command does.""",
+
+With a command after --, the sidecar listens on free ports in front of what the command's environment or the file names
+(OPENAI_BASE_URL, or OPENAI_API_KEY alone for api.openai.com; ANTHROPIC_, GOOGLE_GEMINI_, AZURE_OPENAI_ENDPOINT and
+others; REDIS_URL; NATS_URL), gives the command those variables with its own addresses and HTTP_PROXY for plain HTTP,
+ends when the command does, and reports on standard error what was handed over.""",
         """\
 examples:
   handrail run --listen 127.0.0.1:8081 --upstream http://127.0.0.1:8080 --agent billing --schemas schemas
   handrail run -c handrail.yaml --clickhouse clickhouse://handrail@db:8123/handrail
-  handrail run --agent researcher -- python researcher.py
+  handrail run -- python agents.py
+  handrail run --record run.jsonl -- python agents.py && handrail replay run.jsonl --output json
+  eval "$(handrail run -c handrail.yaml --print-env)"    for a sidecar that runs elsewhere with the same file
 
-exit status: that of the command, or 0 after SIGTERM or Ctrl-C; 2 where configuration, rules or schemas are wrong.""",
+exit status: that of the command, 128 and the signal's number where a signal ended it; without a command 0 after SIGTERM
+or Ctrl-C; 2 where configuration, rules or schemas are wrong.""",
         _run,
     )
     _config_flag(run)
@@ -417,7 +427,14 @@ exit status: that of the command, or 0 after SIGTERM or Ctrl-C; 2 where configur
         "DSN",
         "where handoffs are recorded: chdb:///directory, clickhouse://user@host:8123/database",
     )
-    _flag(run, "--admin", "ADDR", "where /metrics, /healthz and /readyz are (default 127.0.0.1:9464)")
+    _flag(
+        run,
+        "--admin",
+        "ADDR",
+        "where /metrics, /healthz and /readyz are (default 127.0.0.1:9464; a free port with -- COMMAND)",
+    )
+    run.add_argument("--print-env", action="store_true", help="print what a command would get, for a shell to eval")
+    run.add_argument("--record", metavar="FILE", help="with -- COMMAND: events and findings as JSON lines")
 
     check = _command(
         commands,

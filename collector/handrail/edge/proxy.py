@@ -698,18 +698,22 @@ class _Client(asyncio.Protocol):
             proxy.recorder.count("handrail_refused_total", "destination")
             self._answer(403, "Destination not allowed", f"{host}:{port} is not in forward.allow")
             return None
-        if (host, int(port)) in proxy.addresses:
+        own = proxy.behind(host, int(port)) if (host, int(port)) in proxy.addresses and path is not None else None
+        if own is None and (host, int(port)) in proxy.addresses:
             proxy.recorder.count("handrail_refused_total", "loop")
             self._answer(508, "Loop", "the destination is this sidecar")
             return None
         bracketed = f"[{host}]" if ":" in host else host
         target = Target(host=host, port=int(port), authority=bracketed if port == "80" else f"{bracketed}:{port}")
-        if path is None or self._target is None or (self._target.host, self._target.port) != (host, target.port):
+        route = self._listener.route
+        if own is not None and own.target is not None:  # a client that asks its proxy for one of our own routes
+            target, route = own.target, own.route
+        if path is None or self._target is None or (self._target.host, self._target.port) != (target.host, target.port):
             old, self._upstream = self._upstream, None
             if old is not None:
                 old.leave()
             self._target = target
-            self._route = msgspec.structs.replace(self._listener.route, upstream=f"{host}:{port}")
+            self._route = msgspec.structs.replace(route, upstream=f"{target.host}:{target.port}")
         if path is None:
             self.state = _TUNNEL
             self._deadline = 0.0
@@ -1083,6 +1087,13 @@ class Proxy:
             return False
         own = peer[:2] in self.addresses
         return own or (peer[0] == here[0] and any((any_, peer[1]) in self.addresses for any_ in ("0.0.0.0", "::")))  # noqa: S104 - compared, not bound
+
+    def behind(self, host: str, port: int) -> Listener | None:
+        """The route at an address of ours; None where there is none with an upstream."""
+        for listener in self.listeners:
+            if listener.target is not None and (listener.host, listener.port) == (host, port):
+                return listener
+        return None
 
     def _protocol(self, listener: Listener) -> Callable[[], _Client]:
         return lambda: _Client(self, listener)

@@ -4,12 +4,10 @@ import asyncio
 import contextlib
 import gc
 import logging
-import os
 import resource
 import signal
 import ssl
 import sys
-from collections.abc import Sequence
 from typing import Protocol
 
 import uvloop
@@ -29,7 +27,7 @@ from handrail.edge.route import Listener, Target
 from handrail.edge.schemas import Schemas
 from handrail.edge.state import places_of
 from handrail.edge.worker import vetted
-from handrail.event import Decision, Event, Fault
+from handrail.event import Decision, Event, Fault, Outcome
 from handrail.pipeline import Inspector, build
 from handrail.wire import Route
 
@@ -152,6 +150,8 @@ class Sidecar:
             self.services.append(self.schemas)
         self.places = tuple(places_of(config, self.inspector.pipeline, self.recorder, self.proxy.now))
         self.services += self.places
+        self.silent: Outcome = "unknown"
+        """What becomes, when the sidecar ends, of a handoff that nobody has answered by then."""
         self._ready = False
         self._watcher: asyncio.Task[None] | None = None
 
@@ -204,7 +204,7 @@ class Sidecar:
             await service.stop()
         now = self.proxy.now()
         self.recorder.record(self.inspector.pipeline.close(now), now)
-        self.recorder.record_all(self.inspector.end("unknown"), self.proxy.now())
+        self.recorder.record_all(self.inspector.end(self.silent), self.proxy.now())
         self.recorder.flush(float("inf"))
         if self.sink is not None:
             await self.sink.close(FLUSH_SECONDS)
@@ -249,20 +249,27 @@ class Sidecar:
         self.metrics.gauge("handrail_registry_valid", valid)
 
 
-def run(config: Config, command: Sequence[str] = ()) -> int:
-    """`handrail run`: until a signal, or until the command ends. The command's exit status, or 0."""
+class Beside(Protocol):
+    """What a sidecar lives for: it ends when this does. Returns the exit status; takes the signals that are its own."""
+
+    async def __call__(self, sidecar: Sidecar) -> int: ...
+
+
+def run(config: Config, beside: Beside | None = None, also: tuple[Rows, ...] = ()) -> int:
+    """`handrail run`: until a signal, or until what it runs beside has ended. That one's exit status, or 0."""
     logging.basicConfig(
         level=config.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr
     )
     _tune()
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(_serve(config, command))
+        return runner.run(_serve(config, beside, also))
 
 
 def _tune() -> None:
     """Limits of the process: no core files (they would hold payloads), as many files as allowed, a calm collector."""
     with contextlib.suppress(ValueError, OSError):
-        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        _, hard = resource.getrlimit(resource.RLIMIT_CORE)
+        resource.setrlimit(resource.RLIMIT_CORE, (0, hard))
         _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     gc.collect()
@@ -270,8 +277,8 @@ def _tune() -> None:
     gc.set_threshold(50_000, 20, 50)
 
 
-async def _serve(config: Config, command: Sequence[str]) -> int:
-    sidecar = Sidecar(config)
+async def _serve(config: Config, beside: Beside | None, also: tuple[Rows, ...]) -> int:
+    sidecar = Sidecar(config, also)
     try:
         await sidecar.start()
     except OSError as error:
@@ -287,10 +294,17 @@ async def _serve(config: Config, command: Sequence[str]) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, on_signal)
     status = 0
-    if command:
-        status = await _run_command(sidecar, command, stopping)
-    else:
+    refused: ConfigError | None = None
+    if beside is None:
         await stopping.wait()
+    else:
+        try:
+            status = await beside(sidecar)
+        except ConfigError as error:
+            refused = error
+        stopping.set()  # a signal from now on is ours, and means that it should hurry
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, on_signal)
     log.info("ending: finishing what is under way, for at most %g s", config.limits.drain_seconds)
     ending = asyncio.create_task(sidecar.stop(config.limits.drain_seconds))
     impatient = asyncio.create_task(hurry.wait())
@@ -300,25 +314,6 @@ async def _serve(config: Config, command: Sequence[str]) -> int:
         await asyncio.gather(ending, return_exceptions=True)
         await sidecar.stop(0.0)
     impatient.cancel()
+    if refused is not None:
+        raise refused
     return status
-
-
-async def _run_command(sidecar: Sidecar, command: Sequence[str], stopping: asyncio.Event) -> int:
-    """Runs a command whose plain HTTP goes through the forward proxy, where one is configured."""
-    environment = dict(os.environ)
-    for listener in sidecar.listeners:
-        if listener.target is None:
-            environment["HTTP_PROXY"] = environment["http_proxy"] = f"http://{listener.host}:{listener.port}"
-    try:
-        process = await asyncio.create_subprocess_exec(*command, env=environment)
-    except OSError as error:
-        raise ConfigError("command", command[0], f"cannot be started: {error.strerror}") from None
-    ended = asyncio.create_task(process.wait())
-    stopped = asyncio.create_task(stopping.wait())
-    await asyncio.wait((ended, stopped), return_when=asyncio.FIRST_COMPLETED)
-    stopped.cancel()
-    if process.returncode is None:
-        with contextlib.suppress(ProcessLookupError):
-            process.send_signal(signal.SIGTERM)
-    code = await ended
-    return code if code >= 0 else 128 - code
