@@ -147,7 +147,12 @@ def third_party(*sources: str) -> set[str]:
     return names - set(sys.stdlib_module_names) - {"handrail"}
 
 
-IMPORT_NAMES = {"pyyaml": "yaml"}
+IMPORT_NAMES = {
+    "pyyaml": "yaml",
+    "grpcio": "grpc",
+    "opentelemetry-sdk": "opentelemetry",
+    "opentelemetry-exporter-otlp": "opentelemetry",
+}
 """What a distribution is imported as, where that is not its name."""
 
 
@@ -157,7 +162,7 @@ def distributions(requirements: Iterable[str]) -> set[str]:
     return {IMPORT_NAMES.get(name, name.replace("-", "_")) for name in names} - {"handrail"}
 
 
-FIXED = {"jsonschema", "opentelemetry_exporter_otlp", "opentelemetry_sdk"}
+FIXED = {"jsonschema"}
 """Dependencies that the project is given, whether the package imports them or not."""
 
 

@@ -393,6 +393,28 @@ class ClickHouseConfig(_Config, frozen=True):
     ttl_days: int = 30
 
 
+class TracesConfig(_Config, frozen=True):
+    """Where handoffs and findings go as OpenTelemetry spans."""
+
+    endpoint: str
+    """`http://host:4318`, or `http://host:4317` for grpc; https for TLS. `/v1/traces` is added where no path is."""
+    protocol: Literal["http/protobuf", "grpc"] = "http/protobuf"
+    headers_file: str | None = None
+    """Headers that are sent along, such as a token: `name: value`, a line each."""
+    ca_file: str | None = None
+    """PEM bundle to trust instead of the system's."""
+    sample_ratio: float = 1.0
+    """The share of traces that is kept, by trace id; what has a finding is kept whatever this says."""
+    queue_events: int = 8_192
+    """How many may wait; past four fifths of it only what has findings is taken, and what is not is counted."""
+    batch_spans: int = 512
+    batch_seconds: float = 1.0
+    export_seconds: float = 10.0
+    """How long one batch is tried again before it is given up and counted."""
+    contexts: int = 10_000
+    """How many events are remembered for links and for findings that come later."""
+
+
 class AdminConfig(_Config, frozen=True):
     listen: str = "127.0.0.1:9464"
     label_sets: int = 200
@@ -421,6 +443,7 @@ class Config(_Config, frozen=True):
     rules: RulesConfig = RulesConfig()
     graph: GraphConfig = GraphConfig()
     clickhouse: ClickHouseConfig = ClickHouseConfig()
+    traces: TracesConfig | None = None
     admin: AdminConfig = AdminConfig()
     payloads: bool = False
     """Store payload bodies. Off: sizes, digests and verdicts only."""
@@ -541,6 +564,8 @@ def problems(config: Config) -> Iterator[tuple[str, str]]:
         yield from _bad_otlp(config.otlp, listeners)
     if config.clickhouse.dsn is not None and (problem := bad_dsn(config.clickhouse.dsn)):
         yield "clickhouse.dsn", problem
+    if config.traces is not None:
+        yield from _bad_traces(config.traces)
     if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", config.clickhouse.database):
         yield "clickhouse.database", "must be a plain name: letters, digits and _"
     yield from _bad_expressions("envelope", config.envelope, ("path",))
@@ -586,7 +611,7 @@ EXPRESSIONS = (
 )
 """The keys of a CustomConfig that hold JMESPath."""
 
-_MAY_BE_ZERO = frozenset({"drain_seconds"})
+_MAY_BE_ZERO = frozenset({"drain_seconds", "sample_ratio"})
 
 
 def _not_positive(struct: msgspec.Struct, path: str) -> Iterator[tuple[str, str]]:
@@ -705,6 +730,24 @@ def _bad_otlp(otlp: OtlpConfig, listeners: dict[str, str]) -> Iterator[tuple[str
             yield from _bad_listen(key, address, listeners)
     if otlp.forward is not None and (problem := bad_url(otlp.forward)):
         yield "otlp.forward", problem.replace("the path of each request is passed on as it is", "/v1/traces is added")
+
+
+def _bad_traces(traces: TracesConfig) -> Iterator[tuple[str, str]]:
+    try:
+        parts = urlsplit(traces.endpoint)
+        port = parts.port
+    except ValueError:
+        parts, port = urlsplit(""), None
+    if parts.scheme not in ("http", "https") or not parts.hostname or port == 0:
+        yield "traces.endpoint", f"{traces.endpoint!r} is not an http or https URL; write http://host:4318"
+    elif parts.username or parts.password:
+        yield "traces.endpoint", "must not hold a user or a password; put them into traces.headers_file"
+    elif traces.protocol == "grpc" and parts.path not in ("", "/"):
+        yield "traces.endpoint", "has a path, which grpc does not know; write http://host:4317"
+    if traces.sample_ratio > 1:
+        yield "traces.sample_ratio", "must not be more than 1, which keeps everything"
+    if traces.ca_file is not None and parts.scheme == "http":
+        yield "traces.ca_file", "is for an https endpoint; this one is http"
 
 
 def bad_url(text: str) -> str | None:

@@ -7,7 +7,7 @@ from time import monotonic
 from aiohttp import web
 
 from handrail.config import AdminConfig
-from handrail.edge.metrics import CONTENT_TYPE, Metrics
+from handrail.edge.metrics import CONTENT_TYPE, OPENMETRICS_TYPE, Metrics
 
 CACHE_SECONDS = 1.0
 
@@ -22,8 +22,7 @@ class Admin:
         self._ready = ready
         self._runner: web.AppRunner | None = None
         self._rendering = asyncio.Lock()
-        self._rendered = b""
-        self._rendered_at = float("-inf")
+        self._rendered: dict[bool, tuple[float, bytes]] = {}
         self.app = web.Application(middlewares=[_explained])
         self.app.router.add_get("/", self._index)
         self.app.router.add_get("/metrics", self._show_metrics)
@@ -48,16 +47,21 @@ class Admin:
             await self._runner.cleanup()
             self._runner = None
 
-    async def metrics_text(self) -> bytes:
+    async def metrics_text(self, openmetrics: bool = False) -> bytes:
         """Rendered in a thread, by one scrape at a time, and the same for all within a second."""
         async with self._rendering:
-            if monotonic() - self._rendered_at >= CACHE_SECONDS:
-                self._rendered = await asyncio.to_thread(self._metrics.render)
-                self._rendered_at = monotonic()
-            return self._rendered
+            at, text = self._rendered.get(openmetrics, (float("-inf"), b""))
+            if monotonic() - at >= CACHE_SECONDS:
+                render = self._metrics.render_openmetrics if openmetrics else self._metrics.render
+                text = await asyncio.to_thread(render)
+                self._rendered[openmetrics] = monotonic(), text
+            return text
 
     async def _show_metrics(self, request: web.Request) -> web.Response:
-        return web.Response(body=await self.metrics_text(), headers={"Content-Type": CONTENT_TYPE})
+        """OpenMetrics where it is asked for, as Prometheus does: only there can a bucket name a trace."""
+        openmetrics = "application/openmetrics-text" in request.headers.get("Accept", "")
+        kind = OPENMETRICS_TYPE if openmetrics else CONTENT_TYPE
+        return web.Response(body=await self.metrics_text(openmetrics), headers={"Content-Type": kind, "Vary": "Accept"})
 
     async def _show_health(self, request: web.Request) -> web.Response:
         return web.Response(text="ok\n")

@@ -15,12 +15,14 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Literal
 
 from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
+from prometheus_client.openmetrics.exposition import generate_latest as generate_openmetrics
 from prometheus_client.utils import floatToGoString
 
 from handrail import __version__
 from handrail.event import Event, Fault, Finding
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+OPENMETRICS_TYPE = "application/openmetrics-text; version=1.0.0; charset=utf-8"
 
 HANDOFF_KINDS = frozenset(("handoff", "publish", "deliver"))
 
@@ -52,6 +54,7 @@ COUNTERS: dict[str, tuple[tuple[str, ...], str]] = {
     "handrail_connections_total": (("side",), "Connections accepted."),
     "handrail_refused_total": (("reason",), "Requests answered by Handrail in place of the upstream."),
     "handrail_registry_requests_total": (("method", "status"), "Requests to the schema registry that is served."),
+    "handrail_trace_spans_total": (("result",), "Spans: sent, failed, or unsampled and so never made."),
     "handrail_metrics_label_overflow_total": (("metric",), "Observations whose labels became `other`."),
 }
 """Every counter that is not derived from handoffs: name to labels and help."""
@@ -72,6 +75,9 @@ GAUGES: dict[str, str] = {
     "handrail_registry_refused": "Schema versions of the registry that cannot be enforced, and are not in force.",
     "handrail_rules": "Rules in force.",
     "handrail_rules_off": "Rules switched off because their detector failed repeatedly.",
+    "handrail_trace_up": "1 while the last batch of spans was taken by the receiver of traces.",
+    "handrail_trace_queue_events": "Decisions waiting to become spans.",
+    "handrail_trace_queue_limit_events": "Decisions that may wait before new ones are dropped.",
     "handrail_ready": "1 while the readiness check passes.",
 }
 """Every gauge: name to help. Set by `gauge`, or read at render by `watch`."""
@@ -88,6 +94,8 @@ class _Histogram:
     ) -> None:
         self.name, self.labels, self.bounds, self.help, self.unit = name, labels, bounds, help, unit
         self.rows: dict[tuple[str, ...], list[float]] = {}
+        self.exemplars: dict[tuple[str, ...], dict[int, str]] = {}
+        """Of a label set, the latest exemplar of each bucket as OpenMetrics writes it; only where traces are sent."""
         self._heads: dict[tuple[str, ...], tuple[list[str], str, str]] = {}
 
     def row(self, labels: tuple[str, ...]) -> list[float]:
@@ -102,7 +110,13 @@ class _Histogram:
             row = self.rows[labels] = [0] * (len(self.bounds) + 1) + [0.0]
         return row
 
-    def lines(self) -> Iterator[str]:
+    def exemplar(self, labels: tuple[str, ...], bounds: Sequence[float], value: float, trace: str, at: float) -> None:
+        """Remembers which trace an observation belongs to; nothing where those labels were never counted."""
+        if labels in self.rows:
+            text = f" # {{{trace}}} {value * self.unit} {at:.3f}"
+            self.exemplars.setdefault(labels, {})[bisect_left(bounds, value)] = text
+
+    def lines(self, openmetrics: bool = False) -> Iterator[str]:
         yield f"# HELP {self.name} {self.help}\n# TYPE {self.name} histogram\n"
         for labels, row in list(self.rows.items()):
             *counts, total = row[:]
@@ -110,9 +124,10 @@ class _Histogram:
                 continue
             heads, sum_head, count_head = self._heads[labels]
             running = 0.0
-            for head, count in zip(heads, counts, strict=True):
+            examples = dict(self.exemplars.get(labels, ())) if openmetrics else {}
+            for at, (head, count) in enumerate(zip(heads, counts, strict=True)):
                 running += count
-                yield f"{head}{running}\n"
+                yield f"{head}{running}{examples.get(at, '')}\n"
             yield f"{sum_head}{total * self.unit}\n{count_head}{running}\n"
 
 
@@ -214,6 +229,24 @@ class Metrics:
             field, step = _STEPS[event.kind]
             self._observe_state(event.store, step, getattr(event, field))
 
+    def exemplar(self, event: Event, trace_id: str, span_id: str) -> None:
+        """A handoff that was counted, and the span that was sent of it: what `render` shows beside its buckets."""
+        trace = f'trace_id="{trace_id}",span_id="{span_id}"'
+        edge = tuple(map(_label, (event.source, event.target, event.channel, event.protocol)))
+        if edge not in self._duration.rows:
+            edge = ("other", "other", *edge[2:])
+        for histogram, labels, bounds, value in (
+            (self._duration, edge, _DURATION_MS, event.duration_ms),
+            (self._overhead, edge[2:], _OVERHEAD_MS, event.overhead_ms),
+            (self._payload, edge[:2], PAYLOAD_BYTES, event.payload_bytes),
+            (self._tokens, edge[:2], CONTEXT_TOKENS, event.tokens),
+        ):
+            if value is not None:
+                histogram.exemplar(labels, bounds, float(value), trace, event.at)
+        if event.kind == "deliver" and event.lag_ms is not None and event.store is not None:
+            labels = (event.store, "delivered")
+            self._state.exemplar(labels, _STATE_MS, float(event.lag_ms), trace, event.at)
+
     def _observe_state(self, store: str | None, step: str, value: float | None) -> None:
         if value is None or store is None:
             return
@@ -280,13 +313,18 @@ class Metrics:
         """Every metric in the Prometheus text format. Milliseconds of pure Python: call it off the event loop."""
         return "".join(self._lines()).encode() + generate_latest(self._process)
 
-    def _lines(self) -> Iterator[str]:
+    def render_openmetrics(self) -> bytes:
+        """The same as OpenMetrics 1.0 text, with exemplars where traces are sent."""
+        process: bytes = generate_openmetrics(self._process)  # type: ignore[no-untyped-call]
+        return "".join(self._lines(openmetrics=True)).encode() + process
+
+    def _lines(self, openmetrics: bool = False) -> Iterator[str]:
         handoffs = ((labels, edge[0][0]) for labels, edge in list(self._named.items()))
-        yield from _family(_HANDOFFS, "counter", "Handoffs seen.", (*_EDGE, "outcome"), handoffs)
+        yield from _family(_HANDOFFS, "counter", "Handoffs seen.", (*_EDGE, "outcome"), handoffs, openmetrics)
         for histogram in (self._duration, self._overhead, self._payload, self._tokens, self._state, self._writes):
-            yield from histogram.lines()
+            yield from histogram.lines(openmetrics)
         for name, (labels, help) in COUNTERS.items():
-            yield from _family(name, "counter", help, labels, list(self._counters[name].items()))
+            yield from _family(name, "counter", help, labels, list(self._counters[name].items()), openmetrics)
         gauges = dict(self._gauges)
         gauges |= {name: float(read()) for name, read in list(self._watched.items())}
         for name, value in gauges.items():
@@ -325,9 +363,16 @@ class Metrics:
 
 
 def _family(
-    name: str, kind: str, help: str, labels: tuple[str, ...], rows: Iterable[tuple[tuple[str, ...], float]]
+    name: str,
+    kind: str,
+    help: str,
+    labels: tuple[str, ...],
+    rows: Iterable[tuple[tuple[str, ...], float]],
+    openmetrics: bool = False,
 ) -> Iterator[str]:
-    yield f"# HELP {name} {help}\n# TYPE {name} {kind}\n"
+    # A counter's family has no `_total` in OpenMetrics, only its samples have.
+    family = name.removesuffix("_total") if openmetrics and kind == "counter" else name
+    yield f"# HELP {family} {help}\n# TYPE {family} {kind}\n"
     for values, value in rows:
         pairs = _pairs(labels, values)
         yield f"{name}{{{pairs}}} {float(value)}\n" if pairs else f"{name} {float(value)}\n"

@@ -19,6 +19,12 @@ class Rows(Protocol):
     def put(self, record: Event | Finding) -> None: ...
 
 
+class Decisions(Protocol):
+    """Where whole Decisions go, every one of them: takes at once, never blocks, never raises."""
+
+    def take(self, decision: Decision) -> None: ...
+
+
 class FindingGroups:
     """Findings to rows: the first of a fingerprint at once, its repeats as one row for each window.
 
@@ -69,9 +75,10 @@ class Recorder:
     record, and the failure is counted as a fault where counting still works, and logged.
     """
 
-    def __init__(self, metrics: Metrics, rows: tuple[Rows, ...]) -> None:
+    def __init__(self, metrics: Metrics, rows: tuple[Rows, ...], whole: tuple[Decisions, ...] = ()) -> None:
         self.metrics = metrics
         self._rows = rows
+        self._whole = whole
         self._groups = tuple(FindingGroups(sink) for sink in rows)
         self._logged: OrderedDict[tuple[str, str], float] = OrderedDict()
 
@@ -118,11 +125,19 @@ class Recorder:
             if decision.faults:
                 for fault in decision.faults:
                     self.fault(fault, now)
+        for place in self._whole:
+            for decision in decisions:
+                try:
+                    place.take(decision)
+                except Exception as error:
+                    self._broken("traces", error, now)
 
     def amend(self, event: Event) -> None:
         """A row again under its id, now that more is known of it; it was counted before."""
         for sink in self._rows:
             self._told(sink.put, event)
+        for place in self._whole:
+            self._told(place.take, Decision(event=event))
         self._told(self.metrics.latency, event)
 
     def fault(self, fault: Fault, now: float) -> None:

@@ -8,7 +8,7 @@ import resource
 import signal
 import ssl
 import sys
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import uvloop
 
@@ -30,6 +30,9 @@ from handrail.edge.worker import vetted
 from handrail.event import Decision, Event, Fault, Outcome
 from handrail.pipeline import Inspector, build
 from handrail.wire import Route
+
+if TYPE_CHECKING:
+    from handrail.edge.traces import Traces
 
 log = logging.getLogger("handrail")
 
@@ -135,7 +138,12 @@ class Sidecar:
         self.learner = Learner(self.registry, config.schemas.learn_subjects) if config.schemas.learn else None
         if self.learner is not None:
             sinks = (*sinks, self.learner)
-        self.recorder = Recorder(self.metrics, sinks + also)
+        self.traces: Traces | None = None
+        if config.traces is not None:
+            from handrail.edge import traces  # only here: what it imports is 30 MB
+
+            self.traces = traces.Traces(config.traces, self.metrics, agent=config.agent, fault=self._fault)
+        self.recorder = Recorder(self.metrics, sinks + also, () if self.traces is None else (self.traces,))
         self.proxy = Proxy(self.listeners, config.limits, self.inspector, self.recorder)
         self.admin = Admin(config.admin, self.metrics, ready=self.unready)
         PlanApi(self._told, self.proxy.now).add_to(self.admin.app)
@@ -146,7 +154,7 @@ class Sidecar:
         self.services: list[Service] = []
         self.schemas: Schemas | None = None
         if config.registry is not None:
-            self.schemas = Schemas(config, self.registry, self.metrics, self._registry_fault)
+            self.schemas = Schemas(config, self.registry, self.metrics, self._fault)
             self.services.append(self.schemas)
         self.places = tuple(places_of(config, self.inspector.pipeline, self.recorder, self.proxy.now))
         self.services += self.places
@@ -176,6 +184,8 @@ class Sidecar:
         addresses = await proxy.start()
         if self.sink is not None:
             await self.sink.start()
+        if self.traces is not None:
+            await self.traces.start()
         for service in self.services:
             await service.start()
         self.admin_address = await self.admin.start()
@@ -208,9 +218,11 @@ class Sidecar:
         self.recorder.flush(float("inf"))
         if self.sink is not None:
             await self.sink.close(FLUSH_SECONDS)
+        if self.traces is not None:
+            await self.traces.stop()
         await self.admin.stop()
 
-    def _registry_fault(self, fault: Fault) -> None:
+    def _fault(self, fault: Fault) -> None:
         self.recorder.fault(fault, self.proxy.now())
 
     async def _watch(self, directory: str) -> None:
