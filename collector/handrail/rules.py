@@ -41,6 +41,7 @@ from handrail.detectors.loop import HandoffLoop
 from handrail.detectors.lost import LostUpdate
 from handrail.detectors.mismatch import SchemaMismatch
 from handrail.detectors.partial import HandoffPartial
+from handrail.detectors.silent import AgentUnavailable
 from handrail.detectors.stale import StaleRead
 from handrail.detectors.torn import TornRead
 from handrail.detectors.unknown import SchemaUnknown
@@ -57,6 +58,7 @@ KINDS: Mapping[str, type[Detector]] = {
         SchemaMismatch,
         OutputDuplicate,
         BudgetExceeded,
+        AgentUnavailable,
         StaleRead,
         LostUpdate,
         TornRead,

@@ -2,6 +2,7 @@
 
 import pytest
 
+from handrail.config import ConfigError
 from handrail.event import Event
 
 
@@ -25,7 +26,7 @@ def test_it_is_noticed_when_the_time_passes(build) -> None:
     assert found.message == "handoff from a to b was not over after the 30 s that it had"
     assert not pipeline.advance(31).findings
     assert not pipeline.observe(call(duration_ms=90_000.0)).findings
-    assert len(pipeline.watches[0].detector) == 0
+    assert not pipeline.watches[0].detector._calls
 
 
 def test_a_recording_gives_the_finding_that_the_live_system_gave(build) -> None:
@@ -109,5 +110,175 @@ def test_replies_leave_no_memory_behind(build) -> None:
         pipeline.observe(call(number, float(number), "asked"))
         pipeline.observe(call(number, float(number), duration_ms=1.0))
     detector = pipeline.watches[0].detector
-    assert len(detector) == 0
+    assert not detector._calls
     assert len(detector._heap) < 100
+
+
+# Deadlines that shrink along the chain.
+
+
+def chained(number: int, at: float, source: str, target: str, outcome: str = "asked", **fields: object) -> Event:
+    return call(number, at, outcome, source=source, target=target, workflow="w", **fields)
+
+
+def test_a_nested_call_is_held_to_the_call_that_its_sender_serves(build) -> None:
+    """No deadline of its own: it is late when the outer one is, and the finding names both."""
+    pipeline = build("budget.exceeded")
+    pipeline.observe(chained(1, 0.0, "a", "b", deadline=30.0))
+    assert not pipeline.observe(chained(2, 5.0, "b", "c")).findings
+    outer, inner = pipeline.advance(31.0).findings
+    assert (outer.events, outer.target) == (("e1",), "b")
+    assert (inner.events, inner.target, inner.at, inner.side) == (("e1", "e2"), "c", 30.0, "receiver")
+    assert inner.evidence["declared_by"] == "outer"
+    assert inner.evidence["budget_seconds"] == 25.0
+
+
+def test_a_chain_hands_the_shortest_deadline_down(build) -> None:
+    """a to b has 30 s, b to c only 10, c to d what c has."""
+    pipeline = build("budget.exceeded")
+    pipeline.observe(chained(1, 0.0, "a", "b", deadline=30.0))
+    pipeline.observe(chained(2, 1.0, "b", "c", deadline=10.0))
+    pipeline.observe(chained(3, 2.0, "c", "d", deadline=10.0))
+    detector = pipeline.watches[0].detector
+    assert [detector.due(chained(number, 0.0, "", "")) for number in (1, 2, 3)] == [30.0, 10.0, 10.0]
+
+
+def test_an_inner_deadline_after_the_outer_one_is_told_before_the_call(build) -> None:
+    """Nobody will be there for the answer; a deadline that is rounded the other way is none of that."""
+    pipeline = build("budget.exceeded")
+    pipeline.observe(chained(1, 0.0, "a", "b", deadline=30.0))
+    (found,) = pipeline.observe(chained(2, 5.0, "b", "c", deadline=60.0)).findings
+    assert (found.event, found.events, found.side, found.at) == ("e2", ("e1", "e2"), "sender", 5.0)
+    assert found.evidence["deadline"] == "1970-01-01T00:00:30.000000Z"
+    assert found.evidence["declared"] == "1970-01-01T00:01:00.000000Z"
+    assert not pipeline.observe(chained(3, 5.0, "b", "c", deadline=30.0005)).findings
+
+
+def test_an_inner_deadline_after_the_outer_one_is_told_from_a_recording_too(build) -> None:
+    """Both calls are over, both in time: the inner one was promised time that nobody had."""
+    pipeline = build("budget.exceeded")
+    pipeline.observe(chained(1, 0.0, "a", "b", "completed", deadline=30.0, duration_ms=20_000.0))
+    (found,) = pipeline.observe(chained(2, 5.0, "b", "c", "completed", deadline=60.0, duration_ms=9_000.0)).findings
+    assert found.side == "sender"
+    assert not pipeline.observe(chained(3, 21.0, "b", "c", "completed", deadline=60.0, duration_ms=9.0)).findings
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"workflow": "v"},  # another workflow's call
+        {"source": "x"},  # somebody who serves nothing
+    ],
+)
+def test_who_does_not_serve_the_call_is_not_held_to_it(build, other: dict[str, object]) -> None:
+    """Only the agent that was called, and only in the workflow in which it was."""
+    pipeline = build("budget.exceeded")
+    pipeline.observe(chained(1, 0.0, "a", "b", deadline=30.0))
+    fields = {"source": "b", "target": "c", "workflow": "w", "deadline": 60.0} | other
+    assert not pipeline.observe(call(2, 5.0, "asked", **fields)).findings
+
+
+def test_an_agent_that_serves_several_is_held_to_the_most_generous(build) -> None:
+    """Which of them a call is part of cannot be known: the latest deadline counts, and none where one has none."""
+    pipeline = build("budget.exceeded")
+    pipeline.observe(chained(1, 0.0, "a", "b", deadline=30.0))
+    pipeline.observe(chained(2, 0.0, "x", "b", deadline=50.0))
+    assert not pipeline.observe(chained(3, 5.0, "b", "c", deadline=50.0)).findings
+    pipeline.observe(chained(4, 6.0, "y", "b"))
+    assert not pipeline.observe(chained(5, 7.0, "b", "c", deadline=90.0)).findings
+
+
+def test_inheritance_can_be_switched_off(build) -> None:
+    """Then a nested call has only what it declares."""
+    pipeline = build("budget.exceeded", {"inherited": False})
+    pipeline.observe(chained(1, 0.0, "a", "b", deadline=30.0))
+    assert not pipeline.observe(chained(2, 5.0, "b", "c", deadline=60.0)).findings
+    assert [found.events for found in pipeline.advance(61).findings] == [("e1",), ("e2",)]
+
+
+# What cannot be met.
+
+
+def test_less_time_than_an_edge_ever_took_is_told_before_the_call(build) -> None:
+    """Twenty handoffs never took under 4 s: one that has 3 s left is told at once, one that has 4 s is not."""
+    pipeline = build("budget.exceeded")
+    for number in range(20):
+        pipeline.observe(call(number, float(number), duration_ms=4_000.0 + number))
+    assert not pipeline.observe(call(50, 100.0, "asked", deadline=104.0)).findings
+    (found,) = pipeline.observe(call(51, 100.0, "asked", deadline=103.0)).findings
+    assert (found.event, found.side, found.evidence["least_seconds"]) == ("e51", "sender", 4.0)
+    assert not [each for each in pipeline.advance(200).findings if "e51" in each.events]
+
+
+def test_a_forecast_needs_enough_handoffs_and_a_fact_outweighs_it(build) -> None:
+    """Nineteen are too few; and a recorded call that was in time was no impossible one."""
+    pipeline = build("budget.exceeded")
+    for number in range(19):
+        pipeline.observe(call(number, float(number), duration_ms=4_000.0))
+    assert not pipeline.observe(call(50, 100.0, "asked", deadline=103.0)).findings
+    pipeline.observe(call(19, 19.0, duration_ms=4_000.0))
+    assert not pipeline.observe(call(51, 100.0, deadline=103.0, duration_ms=2_000.0)).findings
+
+
+def test_a_declared_minimum_is_known_from_the_start(build) -> None:
+    """`at_least_seconds` of an edge, refused in enforce mode before the call; wrong where it is above the budget."""
+    edges = [{"target": "b", "at_least_seconds": 5}]
+    pipeline = build("budget.exceeded", {"edges": edges}, action="enforce")
+    refusal = pipeline.observe(call(outcome="asked", deadline=3.0)).refusal
+    assert refusal is not None
+    assert refusal.status == 504
+    assert pipeline.observe(call(2, outcome="asked", deadline=5.0)).refusal is None
+    with pytest.raises(ConfigError, match="at_least_seconds is more than seconds"):
+        build("budget.exceeded", {"edges": [{"seconds": 1, "at_least_seconds": 5}]})
+
+
+# Budgets of an agent and of a workflow.
+
+
+def test_an_agents_budget_is_used_up_by_all_calls_to_it(build) -> None:
+    """Two calls of 20 s leave nothing of 40, so a third begins too late; another workflow has its own."""
+    pipeline = build("budget.exceeded", {"agents": [{"agent": "b", "seconds": 40}]})
+    for number, at in ((1, 0.0), (2, 20.0)):
+        assert not pipeline.observe(chained(number, at, "a", "b", "completed", duration_ms=20_000.0)).findings
+    assert not pipeline.observe(call(3, 50.0, duration_ms=20_000.0, workflow="v")).findings
+    (found,) = pipeline.observe(chained(4, 50.0, "a", "b", "completed", duration_ms=1.0)).findings
+    assert (found.side, found.evidence["declared_by"]) == ("receiver", "agent")
+
+
+def test_an_agents_budget_is_not_charged_twice_for_the_same_time(build) -> None:
+    """Calls under way at the same time are not added up."""
+    pipeline = build("budget.exceeded", {"agents": [{"agent": "b", "seconds": 40}]})
+    for number in range(3):
+        assert not pipeline.observe(
+            chained(number, float(number), "a", "b", "completed", duration_ms=30_000.0)
+        ).findings
+
+
+def test_a_workflows_budget_is_told_once(build) -> None:
+    """At the deadline where a call is open then, else with the first call after it."""
+    pipeline = build("budget.exceeded", {"workflow_seconds": 60})
+    pipeline.observe(chained(1, 0.0, "a", "b", "completed", duration_ms=1.0))
+    pipeline.observe(chained(2, 50.0, "b", "c"))
+    pipeline.observe(chained(3, 55.0, "b", "d"))
+    (found,) = pipeline.advance(61.0).findings
+    assert (found.at, found.side, found.event, found.evidence["declared_by"]) == (60.0, "graph", None, "workflow")
+    assert not pipeline.observe(chained(4, 70.0, "c", "d", "completed", duration_ms=1.0)).findings
+    quiet = build("budget.exceeded", {"workflow_seconds": 60})
+    quiet.observe(chained(1, 0.0, "a", "b", "completed", duration_ms=1.0))
+    (found,) = quiet.observe(chained(2, 70.0, "c", "d", "completed", duration_ms=1.0)).findings
+    assert (found.at, found.event) == (70.0, "e2")
+
+
+def test_an_enforced_workflow_budget_refuses_every_call_after_it(build) -> None:
+    """Told once is enough for a person; a caller must be told each time."""
+    pipeline = build("budget.exceeded", {"workflow_seconds": 60}, action="enforce")
+    pipeline.observe(chained(1, 0.0, "a", "b", "completed", duration_ms=1.0))
+    assert all(pipeline.observe(chained(number, 70.0, "b", "c")).refusal for number in (2, 3))
+
+
+def test_a_reply_at_the_very_deadline_is_in_time_whatever_the_float(build) -> None:
+    """Seconds since the epoch are not exact to the microsecond."""
+    for micro in range(0, 1_000_000, 997):
+        at = 1_790_000_000 + micro / 1e6
+        deadline, duration = round(at + 0.3, 6), 300.0
+        assert not build("budget.exceeded").observe(call(at=at, deadline=deadline, duration_ms=duration)).findings

@@ -51,7 +51,13 @@ PARAMS: dict[str, tuple[dict[str, Any], ...]] = {
         {"decisions": "always", "constraints": "always", "artifacts": "always"},
         {"edges": [{"source": "a", "decisions": "never"}]},
     ),
-    "budget.exceeded": ({}, {"seconds": 3}, {"declared": False, "edges": [{"source": "a*", "seconds": 1}]}),
+    "budget.exceeded": (
+        {},
+        {"seconds": 3},
+        {"declared": False, "edges": [{"source": "a*", "seconds": 1}]},
+        {"agents": [{"agent": "b", "seconds": 5}], "workflow_seconds": 10},
+    ),
+    "agent.unavailable": ({}, {"silence_seconds": 5, "failures": 5}),
 }
 VARIANTS = [(kind, params, "observe") for kind in KINDS for params in PARAMS[kind]]
 VARIANTS += [(kind, {}, "enforce") for kind in KINDS]
@@ -192,8 +198,9 @@ def test_evidence_names_only_events_that_were_seen(
         assert set(found.events) <= seen
 
 
-ACROSS_WORKFLOWS = {"schema.drift"}
-"""What an agent used to send is known from all of its workflows, and a change is told once, not once in each."""
+ACROSS_WORKFLOWS = {"schema.drift", "agent.unavailable"}
+"""What an agent used to send is known from all of its workflows, and a change is told once, not once in each; whether
+an agent is there does not hang on the workflow that asks."""
 
 
 @pytest.mark.parametrize(
