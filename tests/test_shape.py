@@ -150,6 +150,9 @@ def third_party(*sources: str) -> set[str]:
 IMPORT_NAMES = {
     "pyyaml": "yaml",
     "grpcio": "grpc",
+    "googleapis-common-protos": "google",
+    "protobuf": "google",
+    "opentelemetry-proto": "opentelemetry",
     "opentelemetry-sdk": "opentelemetry",
     "opentelemetry-exporter-otlp": "opentelemetry",
 }

@@ -38,6 +38,17 @@ class TlsConfig(_Config, frozen=True):
     server_name: str | None = None
 
 
+class FallbackConfig(_Config, frozen=True):
+    """Who gets a task that the route's own upstream did not answer in time, or could not be reached with: once."""
+
+    upstream: str
+    agent: str | None = None
+    """The agent behind it; the target of the second attempt."""
+    seconds: float | None = None
+    """What the second attempt may take where the caller's deadline is over; as long as the first where absent."""
+    tls: TlsConfig = TlsConfig()
+
+
 class RouteConfig(_Config, frozen=True):
     """One listen address in front of one upstream."""
 
@@ -54,10 +65,13 @@ class RouteConfig(_Config, frozen=True):
     host: Literal["upstream", "client"] = "upstream"
     """Which Host header the upstream sees."""
     stamp: bool = False
-    """Add a missing traceparent and handrail-workflow header, and the sender to `handrail-chain` in baggage."""
+    """Add a missing traceparent and handrail-workflow header, the sender to `handrail-chain` in baggage, and the time
+    that is left as handrail-deadline, where it is less than the caller says."""
     rewrite_cards: bool = False
     """Rewrite the interface URLs of A2A agent cards to this listener, so that callers stay on it."""
     tls: TlsConfig = TlsConfig()
+    fallback: FallbackConfig | None = None
+    """Its requests are held as those of a rule in enforce mode are, because only what is held can be sent again."""
 
 
 class ForwardConfig(_Config, frozen=True):
@@ -278,6 +292,8 @@ class OtlpConfig(_Config, frozen=True):
     """A request that it did not take for so long is dropped and counted."""
     token_file: str | None = None
     """Tokens of which senders must show one, a line each. Without it HANDRAIL_OTLP_TOKEN; without both, anybody."""
+    tls_cert_file: str | None = None
+    tls_key_file: str | None = None
     request_bytes: int = 4_194_304
     decoded_bytes: int = 16_777_216
     """The same after decompression."""
@@ -554,6 +570,8 @@ def problems(config: Config) -> Iterator[tuple[str, str]]:
         yield from _bad_listen(f"{key}.listen", route.listen, listeners)
         if problem := bad_url(route.upstream):
             yield f"{key}.upstream", problem
+        if route.fallback is not None and (problem := bad_url(route.fallback.upstream)):
+            yield f"{key}.fallback.upstream", problem
     if config.forward is not None:
         yield from _bad_listen("forward.listen", config.forward.listen, listeners)
     yield from _bad_listen("admin.listen", config.admin.listen, listeners)
@@ -728,6 +746,8 @@ def _bad_otlp(otlp: OtlpConfig, listeners: dict[str, str]) -> Iterator[tuple[str
     for key, address in (("otlp.http", otlp.http), ("otlp.grpc", otlp.grpc)):
         if address is not None:
             yield from _bad_listen(key, address, listeners)
+    if (otlp.tls_cert_file is None) != (otlp.tls_key_file is None):
+        yield "otlp.tls_cert_file", "a certificate and its key go together; name both or none"
     if otlp.forward is not None and (problem := bad_url(otlp.forward)):
         yield "otlp.forward", problem.replace("the path of each request is passed on as it is", "/v1/traces is added")
 

@@ -21,12 +21,12 @@ from handrail.dialects.http import Http
 from handrail.dialects.llm import Conversations, ModelDialect
 from handrail.dialects.mcp import Mcp
 from handrail.dialects.openai import OpenAi
-from handrail.dialects.spans import Sightings, Spans
+from handrail.dialects.spans import Sightings, Spans, Told
 from handrail.event import Decision, Event, Fault, Finding, Outcome, Refusal, digest_of
 from handrail.rules import Watch
 from handrail.schema.registry import Registry
 from handrail.wire import Exchange
-from handrail.wire.otlp import Log, Span
+from handrail.wire.otlp import Log
 
 REFUSAL_STATUS = {
     "schema.violation": 422,
@@ -59,6 +59,7 @@ class Pipeline:
         self._limit = failures
         self._open: OrderedDict[str, None] = OrderedDict()
         self._open_limit = open_limit
+        self._budgets = tuple(watch for watch in self.watches if hasattr(watch.detector, "due"))
         self._asked = self._seeing("first", "asked")
         self._final_of_asked = self._seeing("final")
         self._whole = self._seeing("first", "final")
@@ -118,6 +119,19 @@ class Pipeline:
                 if status is not None:
                     refusal = Refusal(status=status, finding=fresh[0])
         return Decision(event=event, findings=tuple(findings), faults=tuple(faults), refusal=refusal)
+
+    def due(self, event: Event, *, enforced: bool = False) -> float | None:
+        """Until when a call that is open has time, in seconds since the epoch; None where no budget says so.
+
+        `enforced`: only the budgets of rules in enforce mode count.
+        """
+        dues = [
+            due
+            for watch in self._budgets
+            if not watch.off and (watch.rule.action == "enforce" or not enforced)
+            if (due := watch.detector.due(event)) is not None  # type: ignore[attr-defined]
+        ]
+        return min(dues, default=None)
 
     def advance(self, now: float) -> Decision:
         """Time passed, to `now` in seconds since the epoch."""
@@ -300,7 +314,7 @@ class Inspector:
             decisions += self._in_spans(self.spans.end())
         return decisions
 
-    def told(self, spans: Iterable[Span], logs: Iterable[Log], now: float) -> list[Decision]:
+    def told(self, spans: Iterable[Told], logs: Iterable[Log], now: float) -> list[Decision]:
         """Spans and log records arrived. What spans say becomes known by `due` and `end`; events in logs do at once."""
         if self.spans is None:
             return []

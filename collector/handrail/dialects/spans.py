@@ -21,7 +21,7 @@ A log record named `handrail.event` is an event of another Handrail: see `log_of
 import re
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import msgspec
 import orjson
@@ -102,6 +102,10 @@ LONG = 262_144
 """A longer attribute is not parsed."""
 CLUES = 64
 """Clues of one span."""
+TRACE_SPANS = 5_000
+"""Spans of one trace that are looked at; a longer one is no conversation."""
+OWN_SCOPE = "handrail"
+"""Spans that Handrail itself has sent tell nothing new."""
 
 AgentOf = Callable[[str | None, str], tuple[str | None, bool]]
 """(server, tool) to the agent that it stands for, and whether it is one: `Mcp.agent`."""
@@ -147,6 +151,14 @@ class _Node(msgspec.Struct):
     clues: list[Clue] = []
 
 
+class Told(NamedTuple):
+    """What one span says."""
+
+    trace: str
+    workflow: str | None
+    node: _Node
+
+
 class _Trace(msgspec.Struct):
     id: str
     nodes: dict[str, _Node] = msgspec.field(default_factory=dict)
@@ -154,6 +166,7 @@ class _Trace(msgspec.Struct):
     told: set[tuple[str, int]] = msgspec.field(default_factory=set)
     """The clues of handoffs that were told."""
     touched: float = 0.0
+    is_full: bool = False
     is_read: bool = False
     """Read once since it was touched; what is left is incomplete."""
 
@@ -186,14 +199,21 @@ class Spans:
         """How many spans are remembered."""
         return self._count
 
-    def add(self, spans: Iterable[Span], now: float) -> None:
-        """Spans arrived. `now` is when, in seconds since the epoch; what they say is told by `advance` and `end`."""
-        for span in spans:
-            trace = self._trace(span.trace_id, now)
-            said = _first_text(span.attributes, WORKFLOW)
-            if said is not None:
-                trace.workflow = said if trace.workflow is None else min(trace.workflow, said)  # whatever the order
-            self._put(trace, self._node(span))
+    def read(self, spans: Iterable[Span]) -> "list[Told]":
+        """What spans say, for `add`. Changes nothing, so it may run in a thread of its own."""
+        return [
+            Told(span.trace_id, _first_text(span.attributes, WORKFLOW), self._node(span))
+            for span in spans
+            if not span.scope.startswith(OWN_SCOPE)
+        ]
+
+    def add(self, told: "Iterable[Told]", now: float) -> None:
+        """Spans arrived. `now` is when, in seconds since the epoch; the handoffs are told by `advance` and `end`."""
+        for trace_id, workflow, node in told:
+            trace = self._trace(trace_id, now)
+            if workflow is not None:  # the same whatever the order
+                trace.workflow = workflow if trace.workflow is None else min(trace.workflow, workflow)
+            self._put(trace, node)
 
     def add_logs(self, logs: Iterable[Log], now: float) -> list[Event]:
         """Log records arrived: what models said goes to its trace; the events among them are given back."""
@@ -231,6 +251,11 @@ class Spans:
 
     def _put(self, trace: _Trace, node: _Node) -> None:
         if node.id not in trace.nodes:
+            if len(trace.nodes) >= TRACE_SPANS:
+                if not trace.is_full:
+                    trace.is_full = True
+                    self._early.append(Fault(component="otlp", reason="trace_too_long", message=trace.id))
+                return
             self._count += 1
         trace.nodes[node.id] = node
         while self._count > self._config.spans and self._traces:
@@ -498,8 +523,10 @@ _RANK: Mapping[str, int] = {"tool": 0, "nested": 0, "handoff": 1, "model": 2, "e
 def _handoffs(trace: _Trace) -> list[_Handoff]:
     """All that the spans of a trace say, put together; a pure function of the set of its spans."""
     nodes = trace.nodes
+    if sum(len(node.clues) + (node.agent is not None) for node in nodes.values()) < 1:
+        return []
     order = sorted(nodes.values(), key=lambda node: (node.start, node.id))
-    inside = {node.id: _above(node, nodes) for node in order}
+    inside = {node.id: _above(node, nodes) for node in order if node.agent or node.clues or node.is_model}
     work = [node for node in order if node.agent is not None and not _is_wrapped(node, inside[node.id])]
     clues: list[Clue] = []
     for node in order:

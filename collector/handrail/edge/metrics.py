@@ -53,8 +53,11 @@ COUNTERS: dict[str, tuple[tuple[str, ...], str]] = {
     "handrail_sink_batches_total": (("table", "result"), "Attempts to write a batch: stored, busy or refused."),
     "handrail_connections_total": (("side",), "Connections accepted."),
     "handrail_refused_total": (("reason",), "Requests answered by Handrail in place of the upstream."),
+    "handrail_fallbacks_total": (("result",), "Tasks for a route's fallback: taken, or not_kept where too large."),
     "handrail_registry_requests_total": (("method", "status"), "Requests to the schema registry that is served."),
     "handrail_trace_spans_total": (("result",), "Spans: sent, failed, or unsampled and so never made."),
+    "handrail_otlp_requests_total": (("signal", "result"), "OTLP requests, by how they were answered."),
+    "handrail_otlp_forwarded_total": (("result",), "Attempts to pass an OTLP request on."),
     "handrail_metrics_label_overflow_total": (("metric",), "Observations whose labels became `other`."),
 }
 """Every counter that is not derived from handoffs: name to labels and help."""
@@ -73,6 +76,7 @@ GAUGES: dict[str, str] = {
     "handrail_registry_up": "1 while the last attempt to reach the schema registry that is followed succeeded.",
     "handrail_registry_age_seconds": "Time since the schemas in force were known to be those of the registry.",
     "handrail_registry_refused": "Schema versions of the registry that cannot be enforced, and are not in force.",
+    "handrail_otlp_queue_bytes": "Bytes of OTLP requests waiting to be passed on.",
     "handrail_rules": "Rules in force.",
     "handrail_rules_off": "Rules switched off because their detector failed repeatedly.",
     "handrail_trace_up": "1 while the last batch of spans was taken by the receiver of traces.",
@@ -370,8 +374,11 @@ def _family(
     rows: Iterable[tuple[tuple[str, ...], float]],
     openmetrics: bool = False,
 ) -> Iterator[str]:
-    # A counter's family has no `_total` in OpenMetrics, only its samples have.
-    family = name.removesuffix("_total") if openmetrics and kind == "counter" else name
+    family = name
+    if openmetrics and kind == "counter":
+        # A counter's family has no `_total` there, only its samples have; where that is a gauge's name it can be none.
+        bare = name.removesuffix("_total")
+        family, kind = (name, "unknown") if bare in GAUGES else (bare, kind)
     yield f"# HELP {family} {help}\n# TYPE {family} {kind}\n"
     for values, value in rows:
         pairs = _pairs(labels, values)

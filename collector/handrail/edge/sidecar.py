@@ -10,20 +10,22 @@ import ssl
 import sys
 from typing import TYPE_CHECKING, Protocol
 
+import msgspec
 import uvloop
 
 import handrail
 from handrail import rules
-from handrail.config import Config, ConfigError, RouteConfig
+from handrail.config import Config, ConfigError, FallbackConfig, RouteConfig
 from handrail.edge.admin import Admin
 from handrail.edge.clickhouse import ClickHouseSink
 from handrail.edge.files import Unreadable, load_packs, load_registry, read_schemas, schema_stamp
 from handrail.edge.graph import PlanApi, configured_plans
 from handrail.edge.learn import Learner
 from handrail.edge.metrics import Metrics
+from handrail.edge.otlp import Otlp
 from handrail.edge.proxy import Proxy
 from handrail.edge.record import Recorder, Rows
-from handrail.edge.route import Listener, Target
+from handrail.edge.route import Fallback, Listener, Target
 from handrail.edge.schemas import Schemas
 from handrail.edge.state import places_of
 from handrail.edge.worker import vetted
@@ -47,7 +49,7 @@ def address_of(text: str, key: str) -> tuple[str, int]:
     return host.strip("[]") or "127.0.0.1", int(port)
 
 
-def _tls(route: RouteConfig, key: str) -> ssl.SSLContext | None:
+def _tls(route: RouteConfig | FallbackConfig, key: str) -> ssl.SSLContext | None:
     if not route.upstream.startswith("https:"):
         return None
     try:
@@ -56,6 +58,18 @@ def _tls(route: RouteConfig, key: str) -> ssl.SSLContext | None:
         raise ConfigError("configuration", f"{key}.tls.ca_file", f"cannot be loaded: {error}") from None
     context.set_alpn_protocols(["http/1.1"])
     return context
+
+
+def _fallback(route: RouteConfig, own: Route, key: str) -> Fallback | None:
+    fallback = route.fallback
+    if fallback is None:
+        return None
+    try:
+        target = Target.parse(fallback.upstream, _tls(fallback, key), fallback.tls.server_name)
+    except ValueError as error:
+        raise ConfigError("configuration", f"{key}.upstream", str(error)) from None
+    to = msgspec.structs.replace(own, instead=fallback.agent, upstream=f"{target.host}:{target.port}")
+    return Fallback(target=target, route=to, seconds=fallback.seconds)
 
 
 def listeners_of(config: Config) -> list[Listener]:
@@ -70,6 +84,14 @@ def listeners_of(config: Config) -> list[Listener]:
             raise ConfigError("configuration", f"{key}.upstream", str(error)) from None
         if port and (target.host, target.port) == (host, port):
             raise ConfigError("configuration", f"{key}.upstream", "is the route's own listen address: a loop")
+        own = Route(
+            agent=route.agent or config.agent,
+            peer=route.peer,
+            side=route.side,
+            upstream=f"{target.host}:{target.port}",
+            dialects=route.dialects,
+            limits=config.inspection,
+        )
         listeners.append(
             Listener(
                 host=host,
@@ -78,14 +100,8 @@ def listeners_of(config: Config) -> list[Listener]:
                 own_host=route.host == "client",
                 stamp=route.stamp,
                 rewrite_cards=route.rewrite_cards,
-                route=Route(
-                    agent=route.agent or config.agent,
-                    peer=route.peer,
-                    side=route.side,
-                    upstream=f"{target.host}:{target.port}",
-                    dialects=route.dialects,
-                    limits=config.inspection,
-                ),
+                fallback=_fallback(route, own, f"{key}.fallback"),
+                route=own,
             )
         )
     forward = config.forward
@@ -102,7 +118,7 @@ def listeners_of(config: Config) -> list[Listener]:
             )
         )
     serves = config.registry is not None and config.registry.listen is not None
-    if not listeners and not config.stores and not config.buses and not serves:
+    if not listeners and not config.stores and not config.buses and not serves and config.otlp is None:
         raise ConfigError(
             "configuration", "routes", "there is nothing to listen on; name a route, or use --listen and --upstream"
         )
@@ -158,6 +174,9 @@ class Sidecar:
             self.services.append(self.schemas)
         self.places = tuple(places_of(config, self.inspector.pipeline, self.recorder, self.proxy.now))
         self.services += self.places
+        if config.otlp is not None:
+            self.otlp = Otlp(config.otlp, self.inspector, self.recorder, self.proxy.now)
+            self.services.append(self.otlp)
         self.silent: Outcome = "unknown"
         """What becomes, when the sidecar ends, of a handoff that nobody has answered by then."""
         self._ready = False
