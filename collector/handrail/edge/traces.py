@@ -487,7 +487,7 @@ def exporter_of(config: TracesConfig) -> "SpanExporter":
 
         credentials = None
         if config.ca_file is not None:
-            import grpc  # type: ignore[import-untyped]
+            import grpc
 
             try:
                 credentials = grpc.ssl_channel_credentials(Path(config.ca_file).read_bytes())
