@@ -311,7 +311,7 @@ def begin(
     reads = None
     if (value := headers.get(b"handrail-accept")) is not None:
         reads = _header(value)
-    source, target = get("source"), get("target")
+    source, target = get("source"), route.instead or get("target")
     confidence: Confidence | None = "exact"
     if source is None or target is None:
         source, target = source or route.source, target or route.target

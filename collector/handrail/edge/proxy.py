@@ -29,7 +29,7 @@ from handrail.dialects.a2a import is_card_path, rewrite_card
 from handrail.edge.gate import ReplyGate
 from handrail.edge.record import Recorder
 from handrail.edge.route import Listener, Target
-from handrail.event import Fault, Refusal
+from handrail.event import Fault, Finding, Refusal, rfc3339
 from handrail.pipeline import OPEN_SECONDS, Inspector, is_long, refusal_in
 from handrail.wire import End, Exchange, HeadLimits, Message, Reply, Request, Route
 from handrail.wire.body import decode
@@ -50,6 +50,8 @@ LOOK_SECONDS = 0.005
 """How long an exchange that is over waits for a better moment to be looked at."""
 LOOK_TOGETHER = 8
 """So many exchanges are looked at in one go: one caller in eight waits for inspection, and the median for none."""
+AFTER_SECONDS = 0.001
+"""A deadline is over so long after its instant: deadlines travel as text, and an answer at the instant is in time."""
 LINGER_SECONDS = 1.0
 """How long a refused client is read and discarded, so that a reset does not overtake the answer."""
 HALF_CLOSE_SECONDS = 1.0
@@ -82,10 +84,13 @@ class _Client(asyncio.Protocol):
     """The connection of a client, and the exchange that it is in."""
 
     __slots__ = (
+        "_alarm",
+        "_copy",
         "_counted",
         "_deadline",
         "_eof",
         "_eof_told",
+        "_fell",
         "_first",
         "_gate",
         "_held",
@@ -124,6 +129,9 @@ class _Client(asyncio.Protocol):
         self._eof_told = False
         self._counted = False
         self._interim: bytes | None = None  # what came of the upstream's 100 where the client has ours
+        self._alarm: asyncio.TimerHandle | None = None  # rings when an enforced budget is used up
+        self._copy: bytes | None = None  # the request, where a fallback may get it
+        self._fell = False  # whether it is the fallback that answers
         self._method = ""
         self._started = 0.0
         self._deadline = 0.0
@@ -252,7 +260,8 @@ class _Client(asyncio.Protocol):
         self._tail = b"" if self._wants_card() else None
         self._gate = None
         out = decoder.out
-        if proxy.enforcing or listener.stamp:
+        self._copy = None
+        if proxy.enforcing or listener.stamp or listener.fallback is not None:
             if -1 <= decoder.length <= proxy.limits.hold_bytes:
                 self._held = [head, out] if out else [head]
                 self.state = _HELD
@@ -261,6 +270,8 @@ class _Client(asyncio.Protocol):
                     self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
                     self._interim = b""
                 return True
+            if listener.fallback is not None:
+                proxy.recorder.count("handrail_fallbacks_total", "not_kept")
             proxy.recorder.uninspected("too_large_to_hold")
         self.state = _BODY
         self._deadline = at + proxy.limits.body_idle_seconds
@@ -287,13 +298,17 @@ class _Client(asyncio.Protocol):
                 self._refuse(refusal, passage, at)
                 return
             if self._listener.stamp and self._held is not None and passage.asked is not None:
-                self._held[0] = _stamped(self._held[0], request, passage.asked)
+                self._held[0] = _stamped(self._held[0], request, passage.asked, proxy.due(passage, enforced=False))
             if passage.asked is not None and passage.asked[0].name in MODELS and self._interim is None:
                 self._gate = ReplyGate()
             held, self._held = self._held, None
             self.state = _WAITING
             self._deadline = self._reply_deadline(at)
-            self._open_upstream(b"".join(held or ()))
+            whole = b"".join(held or ())
+            if self._listener.fallback is not None:
+                self._copy = proxy.copied(passage, whole)
+            self._arm(passage)
+            self._open_upstream(whole)
             passage.overhead = _perf() + proxy.offset - at
 
     def _passage_of(self, request: Request) -> _Passage:
@@ -317,8 +332,86 @@ class _Client(asyncio.Protocol):
         self._deadline = self._proxy.now() + self._proxy.limits.body_idle_seconds
         self._open_upstream(b"".join(held or ()))
 
-    def _refuse(self, refusal: Refusal, passage: _Passage, at: float) -> None:
-        """Enforce mode: the request is answered here, and the upstream never hears of it."""
+    def _arm(self, passage: _Passage) -> None:
+        due = self._proxy.due(passage, enforced=True)
+        if due is not None:
+            self._alarm = self._proxy.at(due, self._late)
+
+    def _late(self) -> None:
+        """An enforced budget is used up: the fallback gets the task, or the caller 504; the upstream is released.
+
+        An answer that has begun goes on: what the client has of it could not be taken back.
+        """
+        self._alarm = None
+        passage, proxy = self._passage, self._proxy
+        if self.state != _WAITING or passage is None or self._has_begun():
+            return
+        now = proxy.now()
+        refusal = Refusal(status=504, finding=proxy.overdue(passage, now))
+        if not self._fall_back("timeout"):
+            self._drop_upstream()
+            self._queue.clear()
+            self._resume(_CONNECTING)
+            self._refuse(refusal, passage, now, "timeout")
+
+    def _has_begun(self) -> bool:
+        upstream = self._upstream
+        return upstream is not None and upstream.started
+
+    def _fall_back(self, end: End) -> bool:
+        """The first attempt ended so, before a byte of its answer: the fallback gets the task. False where it cannot.
+
+        Once, with the attempt raised, and only where the request was held and is still here.
+        """
+        proxy, fallback, copy, passage = self._proxy, self._listener.fallback, self._copy, self._passage
+        if fallback is None or copy is None or passage is None or self._fell or self.state != _WAITING:
+            return False
+        self._copy = None
+        request, asked = passage.exchange.request, passage.asked
+        first = asked[1][0] if asked is not None and asked[1] else None
+        self._end(end)
+        self._drop_upstream()
+        self._queue.clear()
+        self._resume(_CONNECTING)
+        proxy.recorder.count("handrail_fallbacks_total", "taken")
+        now = proxy.now()
+        tried = first.attempt if first is not None else None
+        fields = {b"handrail-attempt": b"%d" % ((1 if tried is None else tried) + 1)}
+        if first is not None and first.deadline is not None and first.deadline <= now:
+            span = fallback.seconds or max(first.deadline - first.at, 0.0)
+            fields[b"handrail-deadline"] = rfc3339(now + span).encode()
+        mark = copy.find(b"\r\n\r\n") + 4
+        head, body = copy[:mark], copy[mark:]
+        if not self._listener.own_host:
+            head = _with_host(head, fallback.target.authority.encode("latin-1"))
+        for name, value in fields.items():
+            head = _with_field(head, name, value)
+        again = Request(
+            headers={**request.headers, **fields},
+            method=request.method,
+            target=request.target,
+            at=now,
+            end=now,
+            body=request.body,
+            size=request.size,
+            cut=request.cut,
+        )
+        self._fell = True
+        self._target = fallback.target
+        proxy.in_flight += 1
+        self._counted = True
+        self._passage = passage = _Passage(Exchange(id=proxy.next_id(), route=fallback.route, request=again))
+        refusal = proxy.open_held(passage)
+        if refusal is not None:
+            self._refuse(refusal, passage, now)
+            return True
+        self._deadline = self._reply_deadline(now)
+        self._arm(passage)
+        self._open_upstream(head + body)
+        return True
+
+    def _refuse(self, refusal: Refusal, passage: _Passage, at: float, end: End = "refused") -> None:
+        """Enforce mode: the request is answered here, and the upstream never hears of it, or no more."""
         self._held = None
         exchange = passage.exchange
         dialect = passage.asked[0].name if passage.asked is not None else ""
@@ -338,9 +431,10 @@ class _Client(asyncio.Protocol):
             )
             + (b"" if self._method == "HEAD" else body)
         )
-        exchange.reply = Reply(status=refusal.status, headers={}, at=at, end=at, size=len(body))
+        if end == "refused":
+            exchange.reply = Reply(status=refusal.status, headers={}, at=at, end=at, size=len(body))
         self._proxy.recorder.count("handrail_refused_total", "rule")
-        self._end("refused")
+        self._end(end)
         if stays:
             self._over()
         else:
@@ -390,6 +484,8 @@ class _Client(asyncio.Protocol):
 
     def _no_upstream(self, upstream: "_Upstream", status: int, end: End, detail: str) -> None:
         if self._upstream is upstream:
+            if self._fall_back(end):
+                return
             self._upstream = None
             self._queue.clear()
             self._proxy.recorder.count("handrail_refused_total", "upstream")
@@ -529,6 +625,13 @@ class _Client(asyncio.Protocol):
         proxy = self._proxy
         self._uncount()
         self._passage = None
+        self._copy = None
+        if self._fell:
+            self._fell = False
+            self._target = self._listener.target
+            old, self._upstream = self._upstream, None
+            if old is not None:
+                old.leave()
         self.state = _IDLE
         self._first = False
         self._method = ""
@@ -594,6 +697,8 @@ class _Client(asyncio.Protocol):
                 self._finish()
         elif self._passage is not None and self._passage.exchange.ended:  # answered before the request was complete
             self._linger()
+        elif not upstream.started and self._fall_back("upstream_reset"):
+            pass
         elif upstream.started or not self._first:
             # Cut, never a well-formed short body. On a connection that was used before the client may repeat the
             # request by its own rules, as it would without us (RFC 9110 9.2.2); a 502 would take that from it.
@@ -787,6 +892,8 @@ class _Client(asyncio.Protocol):
         elif state == _WAITING:
             if self._upstream is not None and self._upstream.transport is None:
                 return  # still connecting, which has its own limit
+            if not self._has_begun() and self._fall_back("timeout"):
+                return
             self._proxy.recorder.count("handrail_refused_total", "reply_timeout")
             self._end("timeout")
             self._drop_upstream()
@@ -848,6 +955,9 @@ class _Client(asyncio.Protocol):
         self._uncount()
 
     def _uncount(self) -> None:
+        if self._alarm is not None:
+            self._alarm.cancel()
+            self._alarm = None
         if self._counted:
             self._counted = False
             self._proxy.in_flight -= 1
@@ -1240,6 +1350,58 @@ class Proxy:
             self._contain(error, now)
             return None
 
+    def due(self, passage: _Passage, *, enforced: bool) -> float | None:
+        """Until when a call that was opened has time, see `Pipeline.due`; None where we fail."""
+        if passage.asked is None:
+            return None
+        try:
+            dues = [self.inspector.pipeline.due(event, enforced=enforced) for event in passage.asked[1]]
+        except Exception as error:
+            self._contain(error, self.now())
+            return None
+        return min([due for due in dues if due is not None], default=None)
+
+    def at(self, due: float, call: Callable[[], None]) -> asyncio.TimerHandle:
+        """Calls right after an instant; one that is past, as soon as it can."""
+        return self._loop.call_later(max(0.0, due - self.now()) + AFTER_SECONDS, call)
+
+    def overdue(self, passage: _Passage, now: float) -> Finding:
+        """The finding of a call whose budget is used up; findings of this instant are recorded."""
+        found: Finding | None = None
+        try:
+            decision = self.inspector.advance(now)
+            self.recorder.record(decision, now)
+            ids = {event.id for event in passage.asked[1]} if passage.asked is not None else set()
+            found = next(
+                (
+                    each
+                    for each in decision.findings
+                    if each.kind == "budget.exceeded" and ids.intersection(each.events)
+                ),
+                None,
+            )
+        except Exception as error:
+            self._contain(error, now)
+        if found is None:  # a sweep was here first
+            found = Finding(
+                rule="budget.exceeded",
+                kind="budget.exceeded",
+                severity="warning",
+                at=now,
+                side="receiver",
+                message="the time that this handoff had is over",
+            )
+        return found
+
+    def copied(self, passage: _Passage, request: bytes) -> bytes | None:
+        """A request that may be sent again, counted against the budget of all copies; None past it."""
+        if self.budget.left < len(request):
+            self.recorder.count("handrail_fallbacks_total", "not_kept")
+            return None
+        self.budget.left -= len(request)
+        passage.kept += len(request)
+        return request
+
     def close_held(self, passage: _Passage) -> Refusal | None:
         """The Decision on a reply that is held; none where we fail."""
         if passage.asked is None:
@@ -1312,8 +1474,18 @@ def _with_host(head: bytes, authority: bytes) -> bytes:
 _HOST = re.compile(rb"\r\nhost:[ \t]*", re.IGNORECASE)
 
 
-def _stamped(head: bytes, request: Request, asked: Asked) -> bytes:
-    """A held head with what the dialect knows: `handrail-workflow` if it is missing, the sender in `baggage`."""
+def _with_field(head: bytes, name: bytes, value: bytes) -> bytes:
+    """A head in which a field has this value and stands once, at the end."""
+    lines = [line for line in head[:-4].split(b"\r\n") if not line.lower().startswith(name + b":")]
+    return b"\r\n".join(lines) + b"\r\n" + name + b": " + value + b"\r\n\r\n"
+
+
+def _stamped(head: bytes, request: Request, asked: Asked, due: float | None) -> bytes:
+    """A held head with what is known: `handrail-workflow` if it is missing, the sender in `baggage`, the time left."""
+    if due is not None:
+        declared = next((event.deadline for event in asked[1] if event.deadline is not None), None)
+        if declared is None or declared > due + AFTER_SECONDS:
+            head = _with_field(head, b"handrail-deadline", rfc3339(due).encode())
     source = next((event.source for event in asked[1] if event.kind == "handoff" and event.source), None)
     if source is not None:
         head = _with_baggage(head, with_chain(request.headers.get(b"baggage"), source))

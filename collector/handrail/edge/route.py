@@ -42,6 +42,14 @@ class Target(msgspec.Struct, frozen=True, kw_only=True):
         )
 
 
+class Fallback(msgspec.Struct, frozen=True, kw_only=True):
+    """Where a task goes that a route's own upstream did not answer."""
+
+    target: Target
+    route: Route
+    seconds: float | None = None
+
+
 class Listener(msgspec.Struct, kw_only=True):
     """One listen address and what is behind it. Without `target` it is a forward proxy to what `allow` admits."""
 
@@ -53,6 +61,7 @@ class Listener(msgspec.Struct, kw_only=True):
     """Leave the client's Host header as it is."""
     stamp: bool = False
     rewrite_cards: bool = False
+    fallback: Fallback | None = None
     allow: tuple[str, ...] = ()
     _allowed: re.Pattern[str] | None = None
 

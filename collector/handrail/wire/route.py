@@ -31,6 +31,8 @@ class Route(msgspec.Struct, frozen=True, kw_only=True):
     peer: str | None = None
     """The agent at the other end where the configuration names it."""
     side: Side = "ingress"
+    instead: str | None = None
+    """The agent that answers here in place of the one that the request names."""
     upstream: str = ""
     """Authority (`host:port`) of the upstream; the key under which agent cards are remembered."""
     dialects: tuple[str, ...] = ()
@@ -42,4 +44,4 @@ class Route(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def target(self) -> str | None:
-        return self.peer if self.side == "egress" else self.agent
+        return self.instead or (self.peer if self.side == "egress" else self.agent)
