@@ -95,9 +95,10 @@ def recording(tmp_path: Path) -> Path:
     ]
     file = tmp_path / "traffic.har"
     file.write_text(json.dumps({"log": {"version": "1.2", "creator": {}, "entries": entries}}, indent=1))
+    output = {"summary": {"type": "string"}, "artifacts": {}, "confidence": {}}
     (tmp_path / "schemas" / "report").mkdir(parents=True)
     (tmp_path / "schemas" / "report" / "1.json").write_text(
-        json.dumps({"type": "object", "properties": {"output": {"properties": {"summary": {"type": "string"}}}}})
+        json.dumps({"properties": {**dict.fromkeys(envelope(""), {}), "output": {"properties": output}}})
     )
     return file
 
@@ -352,7 +353,7 @@ GOOD_LINE = '{"type": "event", "kind": "handoff", "id": "a", "at": 0, "outcome":
             GOOD_LINE.encode().replace(b"}", b', "payload": ' + b"[" * 1000 + b"]" * 1000 + b"}"),
             "line 1: is nested deeper than ",
         ),
-        ("x.jsonl", b'{"resourceLogs": []}', "line 1: is OTLP"),
+        ("x.jsonl", b'{"resourceLogs": []}\n{}', "line 2: is no OTLP"),
     ],
 )
 def test_a_bad_recording_is_named_with_its_place(
