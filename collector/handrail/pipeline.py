@@ -307,10 +307,13 @@ class Inspector:
             decisions += self._in_spans(self.spans.advance(now))
         return decisions
 
-    def end(self, silent: Outcome = "dropped") -> list[Decision]:
-        """Nothing more comes: every event that was left open, with what is known of it, `silent` where nothing is."""
+    def end(self, silent: Outcome = "dropped", *, spans: bool = True) -> list[Decision]:
+        """Nothing more comes: every event that was left open, with what is known of it, `silent` where nothing is.
+
+        `spans` says whether what spans have told is wanted too.
+        """
         decisions = [self._observed(read) for read in self.reader.end(silent)]
-        if self.spans is not None:
+        if spans and self.spans is not None:
             decisions += self._in_spans(self.spans.end())
         return decisions
 

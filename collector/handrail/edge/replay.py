@@ -1,7 +1,10 @@
-"""Recordings become findings: HAR 1.2 and Handrail's own event JSON lines through the pipeline that runs live.
+"""Recordings become findings: HAR 1.2, OTLP and Handrail's own event JSON lines through the pipeline that runs live.
 
 The files go through one pipeline in the order in which they are given, so what one file began (a task that was handed
 over, a schema that was in use) is known when the next is read. Give them in order of time.
+
+What spans say is told when all files were read, because spans come in any order; a handoff that a file has shown on the
+wire is not told again.
 """
 
 import sys
@@ -19,18 +22,23 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TaskProgressColum
 from rich.table import Table
 from rich.text import Text
 
-from handrail.config import Config
+from handrail.config import Config, OtlpConfig
+from handrail.dialects.spans import Sightings
 from handrail.edge.files import Unreadable, decoded, load_packs, load_registry
 from handrail.edge.graph import configured_plans
 from handrail.event import SEVERITIES, Decision, Event, Fault, Finding, Severity, event_from, rfc3339, to_json
 from handrail.pipeline import Inspector, build, replay_events, replay_exchanges
 from handrail.rules import watches
 from handrail.wire import BodyLimits, har
+from handrail.wire.otlp import logs_of, spans_of
 
 MAX_HAR_BYTES = 536_870_912
 """A HAR is one JSON document and is read as a whole, at several times its size in memory; JSON lines have no limit."""
 
 MAX_LINE_BYTES = 67_108_864
+
+SIGHTINGS = 1_000_000
+"""Handoffs of recordings that are remembered, to tell none of them twice."""
 
 MAX_DEPTH = BodyLimits().depth
 
@@ -87,6 +95,8 @@ def run(
     """
     registry = load_registry(config)
     inspector = build(config, registry, watches(load_packs(config), registry))
+    if inspector.spans is not None:
+        inspector.pipeline.sightings = inspector.spans.sightings = Sightings(OtlpConfig().join_seconds, limit=SIGHTINGS)
     summary = Summary()
     printer: _Printer = _Lines(payloads) if output == "json" else _Tables()
     with _progress(files, output) as progress:
@@ -118,7 +128,7 @@ def records(files: Sequence[str], inspector: Inspector, progress: "_Advance") ->
                     yield event
             yield from decision.findings
             yield from decision.faults
-    for decision in inspector.end():
+    for decision in chain(inspector.end(spans=False), _of_spans(inspector)):
         if decision.event is not None:
             open_.pop(decision.event.id, None)
             yield decision.event
@@ -135,7 +145,9 @@ def _decisions(file: str, inspector: Inspector, progress: "_Advance") -> Iterato
     try:
         with _opened(file) as stream:
             first = stream.readline(MAX_LINE_BYTES + 1)
-            if _is_event_line(first, file):
+            if _is_otlp(first):
+                yield from replay_events(_otlp(first, stream, progress, inspector), inspector)
+            elif _is_event_line(first, file):
                 yield from replay_events(_events(first, stream, progress), inspector)
             else:
                 yield from replay_exchanges(har.load(_whole(first, stream, name), name), inspector)
@@ -146,7 +158,7 @@ def _decisions(file: str, inspector: Inspector, progress: "_Advance") -> Iterato
         raise
     except ValueError as error:
         told = str(error)
-        hint = "; a recording is HAR 1.2 or event JSON lines" if told.startswith("is not") else ""
+        hint = "; a recording is HAR 1.2, OTLP JSON lines or event JSON lines" if told.startswith("is not") else ""
         raise Unreadable([f"{name}: {told}{hint}"]) from None
 
 
@@ -173,7 +185,7 @@ def _whole(first: bytes, stream: BinaryIO, name: str) -> str:
     if len(first) + len(rest) > MAX_HAR_BYTES:
         raise ValueError(f"is longer than {MAX_HAR_BYTES} bytes; split the recording")
     if not (first + rest).strip():
-        raise ValueError("is empty; a recording is HAR 1.2 or event JSON lines")
+        raise ValueError("is empty; a recording is HAR 1.2, OTLP JSON lines or event JSON lines")
     return decoded(first + rest, name)
 
 
@@ -210,7 +222,7 @@ def _event(line: bytes, number: int) -> Event | None:
     if not isinstance(value, dict):
         raise ValueError(f"line {number}: is not an object; each line is one event")
     if "resourceLogs" in value or "resourceSpans" in value:
-        raise ValueError(f"line {number}: is OTLP, which replay does not read yet; record HAR or event JSON lines")
+        raise ValueError(f"line {number}: is OTLP among events; keep it in a file of its own")
     if value.get("type") in _OUR_OTHER_LINES:
         return None
     try:
@@ -221,6 +233,55 @@ def _event(line: bytes, number: int) -> Event | None:
         if at is not None and not YEAR_1 <= at < YEAR_10000:
             raise ValueError(f"line {number}: {name}: {at:g} seconds is no time between the years 1 and 9999")
     return event
+
+
+_OTLP = ("resourceSpans", "resourceLogs", "resourceMetrics")
+
+
+def _is_otlp(line: bytes) -> bool:
+    """Whether a recording that begins with this line is OTLP JSON lines, as the Collector writes them to files."""
+    if b'"resource' not in line:
+        return False
+    try:
+        value = orjson.loads(line)
+    except orjson.JSONDecodeError:
+        return False
+    return isinstance(value, dict) and any(key in value for key in _OTLP)
+
+
+def _otlp(first: bytes, stream: BinaryIO, progress: "_Advance", inspector: Inspector) -> Iterator[Event]:
+    """OTLP JSON lines: spans are remembered; the events among the log records are given back. Raises ValueError."""
+    spans = inspector.spans
+    assert spans is not None
+    number, line = 1, first
+    while line:
+        if line.strip():
+            if len(line) > MAX_LINE_BYTES:
+                raise ValueError(f"line {number}: is longer than {MAX_LINE_BYTES} bytes")
+            try:
+                value = orjson.loads(line)
+            except orjson.JSONDecodeError as error:
+                raise ValueError(f"line {number}: is not JSON: {error.msg}") from None
+            if not isinstance(value, dict) or not any(key in value for key in _OTLP):
+                raise ValueError(f"line {number}: is no OTLP; it has none of {', '.join(_OTLP)}")
+            for read in (spans_of(value), logs_of(value)):
+                if read.rejected:
+                    raise ValueError(f"line {number}: {read.reason}")
+                latest = max((span.end for span in read.spans), default=0.0)
+                spans.add(spans.read(read.spans), latest)
+                yield from spans.add_logs(read.logs, latest)
+        progress(len(line))
+        number += 1
+        line = stream.readline(MAX_LINE_BYTES + 1)
+
+
+def _of_spans(inspector: Inspector) -> Iterator[Decision]:
+    """The handoffs that spans alone have told, each at its instant."""
+    told = [] if inspector.spans is None else inspector.spans.end()
+    sightings = inspector.pipeline.sightings
+    events = [each for each in told if isinstance(each, Event) and (sightings is None or sightings.in_spans(each))]
+    yield from (Decision(faults=(each,)) for each in told if isinstance(each, Fault))
+    yield from replay_events(events, inspector)
 
 
 def _is_deep(value: object) -> bool:
