@@ -5,10 +5,12 @@ VENV  := .venv
 BIN   := $(VENV)/bin
 READY := $(VENV)/.ready
 FAST  := .venv-compiled
+AGENTS := .venv-frameworks
+FRAMEWORKS := openai-agents langgraph autogen
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test lint format rules compiled test-compiled bench bench-stores clean
+.PHONY: help setup demo test frameworks test-frameworks lint format rules compiled test-compiled bench bench-stores clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*##/\1:/p' $(MAKEFILE_LIST) | while IFS=: read -r name text; do printf '  make %-15s%s\n' "$$name" "$$text"; done
@@ -21,6 +23,12 @@ demo: $(READY)  ## five real agents, real failures, a live table (about 30 secon
 
 test: $(READY)  ## run all tests; ARGS='tests/wire -x' runs some
 	@$(BIN)/python -m pytest $(ARGS)
+
+frameworks: $(FRAMEWORKS:%=$(AGENTS)/%/.ready)  ## install agent frameworks, without which `make test` skips their tests
+	@echo "setup: $(AGENTS) is ready; 'make test-frameworks' runs their tests alone"
+
+test-frameworks: $(READY) frameworks  ## run agent frameworks through `handrail run --`, against a scripted model
+	@$(BIN)/python -m pytest tests/integration/test_frameworks.py $(ARGS)
 
 lint: $(READY)  ## ruff and mypy in strict mode
 	$(BIN)/ruff check
@@ -48,7 +56,7 @@ bench-stores: $(FAST)/.bench-ready  ## measure what a Redis store costs behind t
 	@$(FAST)/bin/python tests/bench/stores.py --handrail $(FAST)/bin/python $(ARGS)
 
 clean:  ## remove the environments and every cache
-	rm -rf $(VENV) $(FAST) .cache .hypothesis .mypy_cache .pytest_cache .ruff_cache dist build
+	rm -rf $(VENV) $(FAST) $(AGENTS) .cache .hypothesis .mypy_cache .pytest_cache .ruff_cache dist build
 
 # pip 25.1 is the first that reads [dependency-groups].
 $(READY): pyproject.toml
@@ -58,6 +66,13 @@ $(READY): pyproject.toml
 	@echo "setup: installing Handrail and what its demo and tests need (about 1 GB with embedded ClickHouse)"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade 'pip>=25.1'
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[demo]' --group dev
+	@touch $@
+
+$(AGENTS)/%/.ready: pyproject.toml
+	@[ -x $(@D)/bin/python ] || { python=$$(.ci/python) && echo "setup: creating $(@D) with $$python" && $$python -m venv $(@D); }
+	@echo "setup: installing the group $* of pyproject.toml (100 to 250 MB)"
+	@$(@D)/bin/python -m pip install --quiet --disable-pip-version-check --upgrade 'pip>=25.1'
+	@$(@D)/bin/python -m pip install --quiet --disable-pip-version-check --group $*
 	@touch $@
 
 COMPILED_TESTS := tests/wire tests/dialects tests/detectors tests/schema tests/edge \

@@ -272,11 +272,11 @@ class Report:
         """Prints it."""
         out.print(Text("handrail: what was handed over", style="bold"))
         if self._handoffs:
-            out.print(_table(("from", "to", "protocol"), "handoffs", self._handoffs))
+            out.print(_table(("from", "to", "protocol"), "handoffs", self._handoffs), "")
         if self._calls:
-            out.print(_table(("agent", "operation", "protocol"), "model calls", self._calls, tokens=True))
+            out.print(_table(("agent", "operation", "protocol"), "model calls", self._calls, tokens=True), "")
         if self._others:
-            out.print(_table(("agent", "did", "where"), "times", self._others))
+            out.print(_table(("agent", "did", "where"), "times", self._others), "")
         for finding, count in self._findings.values():
             line = Text(f"{finding.severity:<8} ", style=SEVERITY_STYLES[finding.severity])
             line.append(f"{finding.rule}  ", style="bold not dim")
