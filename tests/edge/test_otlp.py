@@ -5,6 +5,7 @@ import contextlib
 import gzip
 import json
 import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -78,12 +79,10 @@ class Running:
         return result
 
     def until(self, is_so: Callable[[], bool]) -> None:
-        async def wait() -> None:
-            async with asyncio.timeout(20):
-                while not is_so():
-                    await asyncio.sleep(0.02)
-
-        self.run(wait())
+        over = time.monotonic() + 20
+        while not is_so():
+            assert time.monotonic() < over
+            time.sleep(0.02)
 
     def counted(self, name: str) -> dict[str, float]:
         text = self.sidecar.metrics.render().decode()
