@@ -2,8 +2,8 @@
 
 No two hosts' clocks are compared. A handoff that two sidecars saw has two durations, each by one clock: what the
 caller waited (egress) and what the target took (ingress). Their difference is network and queueing, whatever either
-clock says. To order what several hosts saw, a target's clock is moved so that the middle of what it took lies in the middle of what
-the caller waited, as NTP does (RFC 5905, section 8): wrong by half the difference at most.
+clock says. To order what several hosts saw, a target's clock is moved so that the middle of what it took lies in the
+middle of what the caller waited, as NTP does (RFC 5905, section 8): wrong by half the difference at most.
 """
 
 from collections import defaultdict
@@ -212,8 +212,8 @@ def critical_path(found: Sequence[Hop]) -> tuple[tuple[Step, ...], float, float]
     clocks = _clocks(found)
     spans = []
     for hop in found:
-        start = (hop.at - found[0].at + clocks.get(hop.source, 0.0)) * 1000
-        spans.append(_Span(hop, start, start + max(0.0, hop.total_ms)))
+        start = round((hop.at - found[0].at + clocks.get(hop.source, 0.0)) * 1000, 3)
+        spans.append(_Span(hop, start, round(start + max(0.0, hop.total_ms), 3)))
     first, last = min(span.start for span in spans), max(span.end for span in spans)
     root = _Span(None, first, last)
     _nest(root, spans)
