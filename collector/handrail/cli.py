@@ -296,7 +296,7 @@ def _report(args: argparse.Namespace) -> int:
 
     from handrail.edge import report
 
-    return report.run(clickhouse.dsn, args.database or clickhouse.database, args.since, args.output)
+    return report.run(clickhouse.dsn, args.database or clickhouse.database, args.since, args.output, args.html)
 
 
 def _graph_check(args: argparse.Namespace) -> int:
@@ -521,11 +521,12 @@ examples:
         commands,
         "report",
         "latency and findings from ClickHouse",
-        "Reads back what was recorded: each edge with its latency and its overhead, and the findings.",
+        "Reads back what was recorded: edges with their latency and overhead, the worst workflows, findings, schemas.",
         """\
 examples:
   handrail report --clickhouse chdb:///var/lib/handrail
   handrail report --since 24h -c handrail.yaml --output json
+  handrail report --since 7d -c handrail.yaml --html report.html
 
 exit status: 0; 2 where the database cannot be read.""",
         _report,
@@ -533,6 +534,7 @@ exit status: 0; 2 where the database cannot be read.""",
     report.add_argument("--since", default="1h", metavar="SPAN", help="how far back: 90s, 15m, 1h, 7d (default 1h)")
     _flag(report, "--clickhouse", "DSN", "where `handrail run` records")
     report.add_argument("--database", metavar="NAME", help="the database there (default handrail)")
+    report.add_argument("--html", metavar="FILE", help="write a page with charts there, not the text; - prints it")
     _config_flag(report)
     _output_flag(report)
 
