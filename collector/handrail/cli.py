@@ -110,6 +110,7 @@ def _run(args: argparse.Namespace) -> int:
     if args.record is not None:
         raise ConfigError("command line", "--record", "goes with a command; give -- COMMAND, or --clickhouse DSN")
     serves = config.registry is not None and config.registry.listen is not None
+    serves = serves or config.otlp is not None
     if not config.routes and config.forward is None and not config.stores and not config.buses and not serves:
         missing = "there is nothing to listen on; give --listen and --upstream, or -c FILE with routes, or -- COMMAND"
         raise ConfigError(args.config or "command line", "routes" if args.config else "", missing)
