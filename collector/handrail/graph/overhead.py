@@ -247,13 +247,23 @@ def critical_path(found: Sequence[Hop]) -> tuple[tuple[Step, ...], float, float]
 
 
 def _clocks(found: Sequence[Hop]) -> dict[str | None, float]:
-    """Agent to the seconds that its clock is behind that of whoever began the workflow."""
-    clocks: dict[str | None, float] = {}
+    """Agent to the seconds by which its clock must be moved to agree with the others that handoffs connect it to."""
+    near: dict[str | None, list[tuple[str | None, float]]] = defaultdict(list)
     for hop in found:
-        if hop.ingress is None or hop.target in clocks:
+        if hop.ingress is not None and hop.source != hop.target:
+            near[hop.source].append((hop.target, hop.skew))
+            near[hop.target].append((hop.source, -hop.skew))
+    clocks: dict[str | None, float] = {}
+    for agent in list(near):
+        if agent in clocks:
             continue
-        clocks.setdefault(hop.source, 0.0)
-        clocks[hop.target] = clocks[hop.source] + hop.skew
+        clocks[agent] = 0.0
+        reached = [agent]
+        for name in reached:
+            for other, skew in near[name]:
+                if other not in clocks:
+                    clocks[other] = clocks[name] + skew
+                    reached.append(other)
     return clocks
 
 
