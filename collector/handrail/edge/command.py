@@ -20,6 +20,7 @@ from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
+from urllib.parse import urlsplit
 
 import msgspec
 from msgspec.structs import replace
@@ -27,9 +28,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from handrail.config import AdminConfig, Config, ConfigError, ForwardConfig
+from handrail.config import AdminConfig, Config, ConfigError, ForwardConfig, listen_address
 from handrail.edge import sidecar as sidecars
-from handrail.edge.environment import FREE, Address, Lead, Led, configured_address, led, reachable
+from handrail.edge.environment import FREE, OTLP, Address, Lead, Led, configured_address, led, reachable
 from handrail.edge.record import Rows
 from handrail.edge.replay import SEVERITY_STYLES, quantile, shown
 from handrail.edge.sidecar import Sidecar
@@ -47,6 +48,8 @@ FINDINGS = 200
 PASSED_ON = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
 """Signals that the command gets, and that do not end its sidecar."""
 
+PROXY = ("HTTP_PROXY", "http_proxy")
+
 FROM_TERMINAL = frozenset({signal.SIGINT, signal.SIGQUIT})
 """Those that a terminal gives to the whole foreground process group."""
 
@@ -58,6 +61,8 @@ def run(config: Config, command: Sequence[str], environ: Mapping[str, str], reco
 
     `record` is a file that every event and finding is written to as JSON lines. Raises ConfigError.
     """
+    # A proxy that the command has already may be the only way out; ours takes its place where it is asked for.
+    is_proxied = config.forward is not None or not any(environ.get(name) for name in PROXY)
     found = _prepared(config, environ)
     config = found.config
     if config.admin == AdminConfig():
@@ -73,7 +78,8 @@ def run(config: Config, command: Sequence[str], environ: Mapping[str, str], reco
             sinks = (report, Lines(files.enter_context(_created(record)), payloads=config.payloads))
 
         async def beside(sidecar: Sidecar) -> int:
-            return await _beside(sidecar, command, _environment(sidecar, found.leads, environ), limits)
+            given = _environment(sidecar, found.leads, environ, is_proxied=is_proxied)
+            return await _beside(sidecar, command, given, limits)
 
         status = sidecars.run(config, beside, sinks)
     report.show(Console(stderr=True, markup=False, highlight=False, width=None if sys.stderr.isatty() else 160))
@@ -87,7 +93,10 @@ def print_environment(config: Config, environ: Mapping[str, str]) -> int:
     """
     found = led(config, environ)
     taken: dict[tuple[str, tuple[int, int]], Address] = {}
-    for name, value in _variables(found.leads, lambda lead: configured_address(found.config, lead, taken)).items():
+    variables = _variables(found.leads, environ, lambda lead: configured_address(found.config, lead, taken))
+    if config.forward is not None and (address := listen_address(config.forward.listen))[1]:
+        variables |= dict.fromkeys(PROXY, f"http://{reachable(address)}")
+    for name, value in variables.items():
         sys.stdout.write(f"export {name}={shlex.quote(value)}\n")
     _tell(f"goes around the sidecar: {line}" for line in found.left)
     if taken:
@@ -103,7 +112,7 @@ def _tell(lines: Iterable[str]) -> None:
 
 def _prepared(config: Config, environ: Mapping[str, str]) -> Led:
     found = led(config, environ)
-    if found.config.forward is None and not (environ.get("HTTP_PROXY") or environ.get("http_proxy")):
+    if found.config.forward is None:
         # On loopback, for one command of the person who started it: it may go where that person may go.
         forward = ForwardConfig(listen=FREE, allow=("*",))
         found = Led(replace(found.config, forward=forward), found.leads, found.left)
@@ -117,11 +126,17 @@ def _created(path: str) -> BinaryIO:
         raise ConfigError("command line", "--record", f"{path} cannot be written: {error.strerror}") from None
 
 
-def _variables(leads: Sequence[Lead], address: Callable[[Lead], Address]) -> dict[str, str]:
-    return {lead.name: lead.value(address(lead)) for lead in leads}
+def _variables(leads: Sequence[Lead], environ: Mapping[str, str], address: Callable[[Lead], Address]) -> dict[str, str]:
+    variables = {lead.name: lead.value(address(lead)) for lead in leads}
+    for lead in leads:
+        if lead.name == OTLP and not environ.get("OTEL_EXPORTER_OTLP_PROTOCOL"):
+            variables["OTEL_EXPORTER_OTLP_PROTOCOL"] = "grpc" if lead.at[0] else "http/protobuf"
+    return variables
 
 
-def _environment(sidecar: Sidecar, leads: Sequence[Lead], environ: Mapping[str, str]) -> dict[str, str]:
+def _environment(
+    sidecar: Sidecar, leads: Sequence[Lead], environ: Mapping[str, str], *, is_proxied: bool
+) -> dict[str, str]:
     """The command's environment: its own, with the sidecar's addresses in place of what they stand in front of."""
     places: dict[tuple[str, int], tuple[Address, ...]] = {}
     stores = len(sidecar.config.stores)
@@ -133,13 +148,23 @@ def _environment(sidecar: Sidecar, leads: Sequence[Lead], environ: Mapping[str, 
         if lead.kind == "route":
             listener = sidecar.listeners[lead.at[0]]
             return listener.host, listener.port
+        if lead.kind == "otlp":
+            assert sidecar.otlp is not None
+            where = sidecar.otlp.grpc_address if lead.at[0] else sidecar.otlp.http_address
+            assert where is not None
+            return where
         return places[lead.kind, lead.at[0]][lead.at[1]]
 
-    environment = {**environ, **_variables(leads, address)}
+    environment = {**environ, **_variables(leads, environ, address)}
     for listener in sidecar.listeners:
-        if listener.target is None:
+        if listener.target is None and is_proxied:
             proxy = f"http://{reachable((listener.host, listener.port))}"
-            environment["HTTP_PROXY"] = environment["http_proxy"] = proxy
+            environment |= dict.fromkeys(PROXY, proxy)
+    spans = [urlsplit(lead.value(address(lead))) for lead in leads if lead.kind == "otlp"]
+    if spans:  # spans are no traffic between agents, so they do not pass the forward proxy
+        direct = [given for name in ("no_proxy", "NO_PROXY") if (given := environ.get(name))][:1]
+        environment["NO_PROXY"] = environment["no_proxy"] = ",".join([*direct, *(each.netloc for each in spans)])
+        environment["no_grpc_proxy"] = ",".join([*direct, *(each.hostname or "" for each in spans)])
     return environment
 
 

@@ -19,6 +19,7 @@ from msgspec.structs import replace
 from handrail.config import (
     BusConfig,
     Config,
+    OtlpConfig,
     RouteConfig,
     StoreConfig,
     StoreListenerConfig,
@@ -88,6 +89,13 @@ APIS: tuple[Api, ...] = (
 
 STORES = ("REDIS_URL", "VALKEY_URL")
 BUSES = ("NATS_URL",)
+OTLP = "OTEL_EXPORTER_OTLP_ENDPOINT"
+OTLP_SIGNALS = {
+    "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": "/v1/traces",
+    "OTEL_EXPORTER_OTLP_LOGS_ENDPOINT": "/v1/logs",
+    "OTEL_EXPORTER_OTLP_METRICS_ENDPOINT": "/v1/metrics",
+}
+"""Endpoints of one signal, and the path that they end with over HTTP."""
 
 _TLS_ONLY = ("ssl_", "tls_")
 """Parameters of a rediss:// URL that its client takes with TLS only; here the sidecar speaks TLS."""
@@ -99,9 +107,9 @@ class Lead(msgspec.Struct, frozen=True, kw_only=True):
     """A variable that leads to a listener of the sidecar: `before` host:port `after`."""
 
     name: str
-    kind: Literal["route", "store", "bus"]
+    kind: Literal["route", "store", "bus", "otlp"]
     at: tuple[int, int]
-    """Which route, (store, listener), or bus of the configuration."""
+    """Which route, (store, listener), or bus of the configuration; of the receivers, 0 is HTTP and 1 is gRPC."""
     before: str
     after: str
     upstream: str
@@ -109,7 +117,10 @@ class Lead(msgspec.Struct, frozen=True, kw_only=True):
 
     def value(self, address: Address) -> str:
         """The variable's value where the listener is at `address`."""
-        return f"{self.before}{reachable(address)}{self.after}"
+        where = reachable(address)
+        if self.kind == "otlp":  # a name and not an address: `requests` finds no port beside an address in NO_PROXY
+            where = where.replace("127.0.0.1:", "localhost:")
+        return f"{self.before}{where}{self.after}"
 
 
 class Led(msgspec.Struct, frozen=True):
@@ -140,6 +151,7 @@ def led(config: Config, environ: Mapping[str, str]) -> Led:
         plan.add_store(name)
     for name in BUSES:
         plan.add_bus(name)
+    plan.add_otlp()
     return Led(plan.config, tuple(plan.leads), tuple(plan.left))
 
 
@@ -172,8 +184,10 @@ class _Plan:
             known = known[:1]
         # A variable that is not set stands beside one that is only where the client's first choice is known: set beside
         # a second choice it would send a client elsewhere than before.
+        left: set[str] = set()
         for name, url in {**dict.fromkeys(known, first or ""), **named}.items():
-            self._add_url(name, url)
+            if url not in left and not self._add_url(name, url):
+                left.add(url)
 
     def _route_for(self, api: Api) -> int | None:
         """The configured route in front of an API that no variable names."""
@@ -182,18 +196,19 @@ class _Plan:
                 return index
         return None
 
-    def _add_url(self, name: str, url: str) -> None:
+    def _add_url(self, name: str, url: str) -> bool:
+        """False where it is left alone, for a reason that is told."""
         parts = urlsplit(url)
         bare = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"
         if (problem := bad_url(bare)) is not None:
             self.left.append(f"{name}: {problem}")
-            return
+            return False
         if any(_same_place(parts.netloc.rpartition("@")[2], route.listen) for route in self.config.routes):
-            return
+            return True
         host = parts.hostname or ""
         if parts.scheme == "https" and self._is_proxied and not proxy_bypass_environment(host, self._direct):
             self.left.append(f"{name}: {host} is reached through HTTPS_PROXY, which a route does not use")
-            return
+            return False
         user = parts.netloc.rpartition("@")[0]
         rest = parts.path + (f"?{parts.query}" if parts.query else "")
         origins = [_origin(route.upstream) for route in self.config.routes]
@@ -202,6 +217,7 @@ class _Plan:
             self.config = replace(self.config, routes=(*self.config.routes, fresh))
             origins.append(_origin(bare))
         self._lead((name,), origins.index(_origin(bare)), f"http://{user}@" if user else "http://", rest)
+        return True
 
     def _lead(self, names: Sequence[str], index: int, before: str, after: str) -> None:
         upstream = self.config.routes[index].upstream
@@ -281,6 +297,43 @@ class _Plan:
         self.config = replace(self.config, buses=(*self.config.buses, fresh))
         self._add_place(name, "bus", (len(self.config.buses) - 1, 0), before, "")
 
+    def add_otlp(self) -> None:
+        """Spans that go to an endpoint over HTTP come in here and are passed on; so do those of a configured one."""
+        otlp = self.config.otlp
+        for name, path in ((OTLP, ""), *OTLP_SIGNALS.items()):
+            url = self._environ.get(name, "").strip()
+            if not url:
+                continue
+            parts = urlsplit(url)
+            bare = f"{parts.scheme}://{parts.netloc}"
+            signal = name.removesuffix("_ENDPOINT") + "_PROTOCOL"
+            protocol = self._environ.get(signal) or self._environ.get("OTEL_EXPORTER_OTLP_PROTOCOL", "")
+            problem = bad_url(bare)
+            if protocol == "grpc" or (not protocol and parts.port == 4317):
+                problem = "is a gRPC endpoint; spans are passed on over HTTP, so name its port for that, usually 4318"
+            elif problem is None and (parts.path.rstrip("/") != path or parts.query):
+                problem = f"{url!r} has a path of its own, which spans are not passed on to"
+            elif otlp is not None and _same_place(parts.netloc, otlp.http or FREE):
+                continue
+            elif problem is None and otlp is not None and otlp.forward and _origin(otlp.forward) != _origin(bare):
+                problem = f"spans are passed on to {otlp.forward} already"
+            if problem is not None:
+                self.left.append(f"{name}: {problem}")
+                continue
+            otlp = OtlpConfig(http=FREE) if otlp is None else otlp
+            otlp = replace(otlp, http=otlp.http or FREE, forward=bare)
+            self.config = replace(self.config, otlp=otlp)
+            self._lead_otlp(name, 0, path)
+        if otlp is not None and not self._environ.get(OTLP):
+            self._lead_otlp(OTLP, 0 if otlp.http is not None else 1, "")
+
+    def _lead_otlp(self, name: str, at: int, path: str) -> None:
+        otlp = self.config.otlp
+        assert otlp is not None
+        scheme = "http://" if otlp.tls_cert_file is None else "https://"
+        upstream = otlp.forward or "the sidecar itself"
+        self.leads.append(Lead(name=name, kind="otlp", at=(at, 0), before=scheme, after=path, upstream=upstream))
+
     def _free_name(self, name: str) -> str:
         """What is not yet the name of a store or a bus."""
         taken = {store.name for store in self.config.stores} | {bus.name for bus in self.config.buses}
@@ -327,6 +380,9 @@ def configured_address(config: Config, lead: Lead, taken: dict[tuple[str, tuple[
     """The address that a listener will have; one without a port of its own gets one that is free now, in `taken`."""
     if lead.kind == "route":
         text = config.routes[lead.at[0]].listen
+    elif lead.kind == "otlp":
+        assert config.otlp is not None
+        text = (config.otlp.grpc if lead.at[0] else config.otlp.http) or FREE
     elif lead.kind == "store":
         text = config.stores[lead.at[0]].listeners[lead.at[1]].listen
     else:
