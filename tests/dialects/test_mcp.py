@@ -209,7 +209,7 @@ def test_a_batch_is_an_event_for_each_call() -> None:
 
 def older(by: Inspector, *answers: Any, endpoint: str = "/messages/?session_id=s9") -> list[Event]:
     stream = b"event: endpoint\ndata: " + endpoint.encode() + b"\n\n" + sse(*answers)
-    route = {"method": "GET", "target": "/sse", "reply_headers": STREAM, "headers": NEW}
+    route = {"method": "GET", "target": "/sse", "reply_headers": STREAM, "headers": {"accept": "text/event-stream"}}
     return events(seen(by, b"", stream, **route))
 
 
@@ -225,9 +225,19 @@ def test_older_calls_are_answered_in_their_stream() -> None:
     told = {(event.operation, event.kind, event.source, event.target, event.outcome) for event in found}
     assert ("ask_refund_agent", "handoff", "triage", "refund_agent", "failed") in told
     assert ("initialize", "read", "triage", "refunds", "completed") in told
+    assert {event.subject for event in found if event.kind == "handoff"} == {"refunds.ask_refund_agent"}
     (left,) = (decision.event for decision in by.end())
     assert left is not None
     assert (left.operation, left.outcome) == ("add", "accepted")
+
+
+def test_somebody_elses_stream_is_plain_http() -> None:
+    """A path that ends in /sse is no MCP by itself."""
+    headers = {"accept": "text/event-stream"}
+    (event,) = events(
+        seen(inspector(), b"", b"data: 1\n\n", method="GET", target="/sse", reply_headers=STREAM, headers=headers)
+    )
+    assert (event.protocol, event.kind, event.operation) == ("http", "read", "GET /sse")
 
 
 def test_an_older_call_does_not_wait_for_ever() -> None:

@@ -24,7 +24,7 @@ import msgspec
 import orjson
 
 from handrail.config import McpConfig
-from handrail.dialects import NAME_LENGTH, begin, complete, outcome_of, state, text, trace_of
+from handrail.dialects import NAME_LENGTH, begin, complete, outcome_of, place_of, state, text, trace_of
 from handrail.dialects.conventions import slug
 from handrail.event import Event, Fault, Outcome
 from handrail.schema.registry import Registry, SchemaError, is_untyped
@@ -121,9 +121,7 @@ class Mcp:
 
     def __init__(self, config: McpConfig, registry: Registry) -> None:
         self._config, self._registry = config, registry
-        self._agents = tuple(
-            (_glob(line.server), _glob(line.tool), line.tool, line.agent) for line in config.agents
-        )
+        self._agents = tuple((_glob(line.server), _glob(line.tool), line.tool, line.agent) for line in config.agents)
         self._servers: OrderedDict[tuple[str, str], _Server] = OrderedDict()
         self._clients: OrderedDict[str, str] = OrderedDict()
         self._asked: OrderedDict[str, tuple[list[_Call], _Server]] = OrderedDict()
@@ -134,7 +132,7 @@ class Mcp:
         request = exchange.request
         has_header = any(header in request.headers for header in HEADERS)
         if request.method != "POST":
-            return self._other(exchange) if has_header else ()
+            return self._other(exchange) if has_header or _may_be_stream(exchange) else ()
         body = request.json(exchange.route.limits)
         calls = _calls(body.value, has_header)
         if calls is None:
@@ -147,9 +145,7 @@ class Mcp:
         if len(calls) == 1 and type(body.value) is not list:
             events = [self._event(exchange, calls[0], server, body, None)]
         else:
-            events = [
-                self._event(exchange, call, server, body, number) for number, call in enumerate(calls[:BATCH], 1)
-            ]
+            events = [self._event(exchange, call, server, body, number) for number, call in enumerate(calls[:BATCH], 1)]
         self._asked[exchange.id] = calls[:BATCH], server
         if len(self._asked) > 4_096:
             self._asked.popitem(last=False)
@@ -241,6 +237,13 @@ class Mcp:
         read: list[Event | Fault] = []
         if not calls:
             if exchange.request.method == "GET":
+                if not any("endpoint" in each for each in messages) and _may_be_stream(exchange):
+                    return tuple(  # it was somebody else's
+                        msgspec.structs.replace(
+                            complete(event, exchange), protocol="http", operation=place_of(exchange)
+                        )
+                        for event in asked
+                    )
                 read += self._stream(exchange, messages, answers)
             return (*read, *(complete(event, exchange) for event in asked))
         is_late = exchange.reply is not None and exchange.reply.status == 202 and not answers
@@ -273,6 +276,8 @@ class Mcp:
             fields["outcome"] = "unknown"  # a reply that does not answer
         if event.target is None and server.name is not None:
             fields["target"] = self.agent(server.name, tool)[0] if tool is not None else server.name
+        if tool is not None and event.version is None and event.subject == _subject(event, _Server(), tool):
+            fields["subject"] = _subject(event, server, tool)  # the reply has named the server
         if tool is not None and type(result) is dict:
             fields["reply"] = result.get("structuredContent", result.get("content"))
         done = complete(event, exchange, **fields) if exchange is not None else msgspec.structs.replace(event, **fields)
@@ -376,8 +381,11 @@ class Mcp:
             del self._open[id]
         for _, open_ in waiting:
             event = open_.event
-            if open_.call.tool is not None and event.version is None:
-                event = self._typed(event, open_.server, open_.call.tool)
+            tool = open_.call.tool
+            if tool is not None and event.version is None:
+                if event.subject == _subject(event, _Server(), tool):
+                    event = msgspec.structs.replace(event, subject=None)
+                event = self._typed(event, open_.server, tool)
             yield from self._over(event, open_.call, open_.server, answers[_key(open_.call.id)], None)
 
     def advance(self, now: float) -> Iterable[Event]:
@@ -428,7 +436,9 @@ def _calls(value: object, has_header: bool) -> list[_Call] | None:
             continue
         params = item.get("params")
         id = item.get("id")
-        calls.append(_Call(method, id if type(id) in (str, int, float) else None, params if type(params) is dict else {}))
+        calls.append(
+            _Call(method, id if type(id) in (str, int, float) else None, params if type(params) is dict else {})
+        )
     return calls or None
 
 
@@ -447,6 +457,15 @@ def _session_in(target: str) -> str | None:
         if key.lower().replace("_", "") == "sessionid" and value:
             return value[:NAME_LENGTH]
     return None
+
+
+def _may_be_stream(exchange: Exchange) -> bool:
+    """Whether a request may open the stream of the older transport, which has no header of its own."""
+    request = exchange.request
+    if request.method != "GET" or any(header in request.headers for header in HEADERS):
+        return False
+    path = request.target.partition("?")[0].rstrip("/")
+    return path.endswith("/sse") and b"text/event-stream" in request.headers.get(b"accept", b"")
 
 
 def _same_place(endpoint: str, target: str) -> bool:
