@@ -25,7 +25,7 @@ from grafana_foundation_sdk.models import heatmap as heatmap_model
 from grafana_foundation_sdk.models.prometheus import PromQueryFormat
 
 BLUE, SKY, GREEN, YELLOW = "#0072B2", "#56B4E9", "#009E73", "#F0E442"
-ORANGE, RED, PINK, GREY = "#E69F00", "#D55E00", "#CC79A7", "#8E8E8E"
+ORANGE, RED, PINK, GREY = "#E69F00", "#D55E00", "#CC79A7", "#BBBBBB"
 
 GOOD, WARN, BAD = BLUE, ORANGE, RED
 """Blue, orange and vermilion: the three of that palette which differ most for everybody."""
@@ -554,6 +554,7 @@ class Board:
     description: str
     rows: Sequence[Row]
     variables: Sequence[str] = ("cluster", "namespace", "source", "target")
+    sources: Sequence[str] = (PROMETHEUS, CLICKHOUSE)
     since: str = "now-1h"
 
     def text(self) -> str:
@@ -583,7 +584,8 @@ class Board:
             )
         )
         for name, kind in (("prometheus", PROMETHEUS), ("clickhouse", CLICKHOUSE)):
-            made = made.with_variable(_source(name, kind))
+            if kind in self.sources:
+                made = made.with_variable(_source(name, kind))
         for name in self.variables:
             made = made.with_variable(variable(name))
         identity, top = 1, 0

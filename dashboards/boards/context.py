@@ -5,7 +5,8 @@ from frame import FLOW, QUANTILES, WARN, Board, E, Row, Sql, above, number, prom
 from boards import counted, findings, over_time, real, text
 
 KINDS = "kind LIKE 'context.%'"
-PRICED = "sum(tokens) * toFloat64OrNull(${price:singlequote}) / 1000000"
+PRICED = "sum(e.tokens) * toFloat64OrNull(${price:singlequote}) / 1000000"
+CALLS = f"(SELECT * FROM event FINAL WHERE $__timeFilter(at) AND kind = 'usage' AND {FLOW}) AS e"
 
 BOARD = Board(
     "context",
@@ -20,7 +21,7 @@ BOARD = Board(
                         "Tokens handed over",
                         "Tokens of context in this range, where payloads say how many.",
                         Sql(
-                            "SELECT sum(tokens) AS tokens FROM handoff "
+                            "SELECT sum(tokens) AS total FROM handoff "
                             f"WHERE $__timeFilter(at) AND {FLOW} AND tokens IS NOT NULL"
                         ),
                     ),
@@ -30,10 +31,7 @@ BOARD = Board(
                     number(
                         "Cost of calls of models",
                         "Tokens of the calls of models in this range, times the price that was given above.",
-                        Sql(
-                            f"SELECT {PRICED} AS cost FROM event FINAL "
-                            f"WHERE $__timeFilter(at) AND kind = 'usage' AND {FLOW}"
-                        ),
+                        Sql(f"SELECT {PRICED} AS cost FROM {CALLS}"),
                         empty="give a price",
                         decimals=2,
                     ),
@@ -143,13 +141,12 @@ BOARD = Board(
                         "Who asked which model interface how often, and for how many tokens.",
                         Sql(
                             f"""
-                            SELECT source, target, protocol, operation, count() AS calls, sum(tokens) AS tokens,
-                                {PRICED} AS cost, quantileExact(0.95)(duration_ms) AS p95
-                            FROM event FINAL WHERE $__timeFilter(at) AND kind = 'usage' AND {FLOW}
-                            GROUP BY source, target, protocol, operation ORDER BY calls DESC LIMIT 100
-                            """.replace("sum(tokens) AS tokens", "sum(event.tokens) AS tokens").replace(
-                                "sum(tokens) *", "sum(event.tokens) *"
-                            )
+                            SELECT e.source AS source, e.target AS target, e.protocol AS protocol,
+                                e.operation AS operation, count() AS calls, sum(e.tokens) AS tokens, {PRICED} AS cost,
+                                quantileExact(0.95)(e.duration_ms) AS p95
+                            FROM {CALLS} GROUP BY e.source, e.target, e.protocol, e.operation
+                            ORDER BY calls DESC LIMIT 100
+                            """
                         ),
                         empty="No call of a model was seen.",
                     ),
@@ -162,7 +159,7 @@ BOARD = Board(
                 (
                     12,
                     rows(
-                        "Context that grows",
+                        "Each growing context",
                         "How many tokens it is, by how many it grows with each hop, and how many hops are left.",
                         findings(
                             f"{real('tokens')} AS tokens",
@@ -183,7 +180,7 @@ BOARD = Board(
                 (
                     12,
                     rows(
-                        "Context that is repeated",
+                        "Each repetition",
                         "Handoffs that mostly repeat an earlier one, and by what share.",
                         findings(
                             f"{real('share')} AS share",
@@ -206,7 +203,7 @@ BOARD = Board(
                 (
                     24,
                     rows(
-                        "Context that was lost",
+                        "Each loss of context",
                         "Which goal, constraint or decision did not arrive, and between whom it was lost.",
                         findings(
                             f"{text('path')} AS path",

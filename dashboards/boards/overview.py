@@ -34,7 +34,8 @@ HANDOFFS = f"""
     FROM edge_minute WHERE $__timeFilter(minute) AND source != '' AND target != '' AND {EDGE} GROUP BY source, target
 """
 FOUND = f"""
-    SELECT source, target, sumIf(findings, severity = 'critical') AS critical, sumIf(findings, severity = 'warning') AS warnings
+    SELECT source, target, sumIf(findings, severity = 'critical') AS critical,
+        sumIf(findings, severity = 'warning') AS warnings
     FROM finding_minute WHERE $__timeFilter(minute) AND {EDGE} GROUP BY source, target
 """
 

@@ -93,7 +93,8 @@ BOARD = Board(
                         "another.",
                         Sql(
                             f"""
-                            SELECT $__timeInterval(at) AS time, concat(ifNull(subject, ''), '@', ifNull(version, '?')) AS schema,
+                            SELECT $__timeInterval(at) AS time,
+                                concat(ifNull(subject, ''), '@', ifNull(version, '?')) AS schema,
                                 count() AS handoffs
                             FROM handoff WHERE $__timeFilter(at) AND {EDGE} AND subject IS NOT NULL
                             GROUP BY time, schema ORDER BY time

@@ -4,6 +4,7 @@ from frame import (
     BAD,
     BLUE,
     GOOD,
+    PROMETHEUS,
     QUANTILES,
     RED,
     RESULTS,
@@ -262,6 +263,11 @@ BOARD = Board(
                         "ambiguous, "
                         "limits, rules in enforce mode.",
                         prom(f"sum by (reason) (rate(handrail_refused_total{{{C}}}[$__rate_interval]))", "{{reason}}"),
+                        prom(
+                            f"sum by (result) (rate(handrail_fallbacks_total{{{C}}}[$__rate_interval]))",
+                            "fallback {{result}}",
+                            ref="B",
+                        ),
                         unit="reqps",
                         stacked=True,
                         empty="None.",
@@ -370,6 +376,75 @@ BOARD = Board(
                 ),
             ],
         ),
+        Row(
+            7,
+            [
+                (
+                    6,
+                    trend(
+                        "Traces that are sent",
+                        "Spans by what became of them, and decisions that wait to become spans.",
+                        prom(
+                            f"sum by (result) (rate(handrail_trace_spans_total{{{C}}}[$__rate_interval]))", "{{result}}"
+                        ),
+                        prom(
+                            f"max(handrail_trace_queue_events{{{C}}} / handrail_trace_queue_limit_events{{{C}}})",
+                            "share of the queue",
+                            ref="B",
+                        ),
+                        prom(f"1 - min(handrail_trace_up{{{C}}})", "receiver away", ref="C"),
+                        empty="No traces are sent from here.",
+                    ),
+                ),
+                (
+                    6,
+                    trend(
+                        "OTLP received and passed on",
+                        "What agents send as OTLP, by signal and how it was answered, and what became of it.",
+                        prom(
+                            f"sum by (signal, result) (rate(handrail_otlp_requests_total{{{C}}}[$__rate_interval]))",
+                            "{{signal}}: {{result}}",
+                        ),
+                        prom(
+                            f"sum by (result) (rate(handrail_otlp_forwarded_total{{{C}}}[$__rate_interval]))",
+                            "passed on: {{result}}",
+                            ref="B",
+                        ),
+                        unit="reqps",
+                        empty="No OTLP is received here.",
+                    ),
+                ),
+                (
+                    6,
+                    trend(
+                        "Alerts sent at once",
+                        "Findings that go straight to Alertmanager or a webhook: how many are firing, how many "
+                        "notices wait, and how many a minute were sent, by result.",
+                        prom(
+                            "60 * sum by (receiver, result) "
+                            f"(rate(handrail_alerts_sent_total{{{C}}}[$__rate_interval]))",
+                            "{{receiver}}: {{result}}",
+                        ),
+                        prom(f"sum(handrail_alerts_firing{{{C}}})", "firing", ref="B"),
+                        prom(f"sum(handrail_alerts_waiting{{{C}}})", "waiting", ref="C"),
+                        prom(f"1 - min(handrail_alerts_up{{{C}}})", "receiver away", ref="D"),
+                        empty="No alerts are sent from here.",
+                    ),
+                ),
+                (
+                    6,
+                    trend(
+                        "Bytes that wait",
+                        "Rows for ClickHouse and OTLP requests to pass on, in memory.",
+                        prom(f"sum(handrail_sink_queue_bytes{{{C}}})", "for ClickHouse"),
+                        prom(f"sum(handrail_otlp_queue_bytes{{{C}}})", "to pass on", ref="B"),
+                        unit="bytes",
+                        empty="Nothing waits.",
+                    ),
+                ),
+            ],
+        ),
     ],
     variables=("cluster", "namespace"),
+    sources=(PROMETHEUS,),
 )

@@ -96,7 +96,8 @@ BOARD = Board(
                         "How long ago what was read had been superseded: the worst of each interval and store.",
                         Sql(
                             f"""
-                            SELECT $__timeInterval(at) AS time, {text("store")} AS store, max({real("stale_seconds")}) AS age
+                            SELECT $__timeInterval(at) AS time, {text("store")} AS store,
+                                max({real("stale_seconds")}) AS age
                             FROM finding FINAL WHERE $__timeFilter(at) AND kind = 'state.stale_read' AND {FLOW}
                             GROUP BY time, store ORDER BY time
                             """,
@@ -132,7 +133,7 @@ BOARD = Board(
                 (
                     24,
                     rows(
-                        "Stale reads",
+                        "Each stale read",
                         "Who read what how late, which version was there, who had written it, and what the reader "
                         "did next.",
                         findings(
@@ -160,7 +161,7 @@ BOARD = Board(
                 (
                     12,
                     rows(
-                        "Duplicates",
+                        "Each duplicate",
                         "The same output twice: how long after the first, and whether it still says the same.",
                         findings(
                             "task",
@@ -180,7 +181,7 @@ BOARD = Board(
                 (
                     12,
                     rows(
-                        "Partial and early handoffs",
+                        "Each partial or early handoff",
                         "Outputs that nobody was told of, and announcements of what was not there yet.",
                         findings(
                             "kind",
@@ -206,7 +207,7 @@ BOARD = Board(
                 (
                     14,
                     rows(
-                        "Lost updates and torn reads",
+                        "Each lost update and torn read",
                         "Writes that undid another agent's, and values that never were true together.",
                         findings(
                             "kind",

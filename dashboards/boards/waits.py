@@ -10,10 +10,13 @@ KINDS = "(kind LIKE 'wait.%' OR kind LIKE 'budget.%' OR kind IN ('handoff.loop',
 # no row until it is over: how many of those there are, Prometheus knows.
 OPEN = f"""
     SELECT w.at AS began, dateDiff('second', w.at, now64(6)) AS waited, w.source AS source, w.target AS target,
-        w.task AS task, w.store AS store, w.key AS key, w.workflow AS workflow
+        w.task AS task, w.workflow AS workflow
     FROM (SELECT * FROM event FINAL WHERE kind = 'wait' AND $__timeFilter(at) AND {FLOW}) AS w
-    LEFT ANTI JOIN (SELECT * FROM event FINAL WHERE kind = 'resume' AND $__timeFilter(at)) AS r
-        ON ifNull(w.workflow, '') = ifNull(r.workflow, '') AND ifNull(w.source, '') = ifNull(r.source, '') AND r.at >= w.at
+    LEFT JOIN (
+        SELECT ifNull(workflow, '') AS workflow, ifNull(source, '') AS source, max(event.at) AS ended
+        FROM event FINAL WHERE kind = 'resume' AND $__timeFilter(event.at) GROUP BY workflow, source
+    ) AS r ON ifNull(w.workflow, '') = r.workflow AND ifNull(w.source, '') = r.source
+    WHERE r.ended < w.at
 """
 
 BOARD = Board(
@@ -110,7 +113,7 @@ BOARD = Board(
                 (
                     24,
                     rows(
-                        "Deadlocks",
+                        "Each deadlock",
                         "The ring agent by agent, and the wait that is cheapest to break.",
                         findings(
                             f"{list_of('cycle')} AS ring",
@@ -162,7 +165,7 @@ BOARD = Board(
                 (
                     12,
                     rows(
-                        "Loops",
+                        "Each loop",
                         "Who went round with whom, how often in all, and how often without anything new.",
                         findings(
                             f"{list_of('cycle')} AS ring",
@@ -180,7 +183,7 @@ BOARD = Board(
                 (
                     12,
                     rows(
-                        "Missed deadlines",
+                        "Each missed deadline",
                         "Whose time was over, how much they had, and who had said so.",
                         findings(
                             "source",
@@ -204,7 +207,7 @@ BOARD = Board(
                 (
                     24,
                     rows(
-                        "Against the declared graph, and agents that do not answer",
+                        "Each step against the declared graph, and agents that do not answer",
                         "Cycles in a plan, handoffs that close one or that the plan does not know, targets that are "
                         "away.",
                         findings(

@@ -53,7 +53,8 @@ TIMELINE = f"""
 
 # What made an agent hand over is what it was handed last: that handoff is its parent.
 SPANS = f"""
-    SELECT h.workflow AS traceID, h.id AS spanID, p.id AS parentSpanID, h.label AS operationName, h.agent AS serviceName,
+    SELECT h.workflow AS traceID, h.id AS spanID, p.id AS parentSpanID, h.label AS operationName,
+        h.agent AS serviceName,
         {MILLI.format("h.at")} AS startTime, greatest(ifNull(h.duration_ms, 0), 0.001) AS duration,
         arrayMap(pair -> map('key', pair.1, 'value', pair.2), [
             ('task', ifNull(h.task, '')), ('attempt', toString(ifNull(h.attempt, 1))), ('outcome', toString(h.outcome)),
@@ -75,7 +76,8 @@ HANDOFFS = f"""
     FROM handoff WHERE {THIS} GROUP BY source, target
 """
 FOUND = f"""
-    SELECT ifNull(source, '?') AS source, ifNull(target, '?') AS target, sumIf(count, severity = 'critical') AS critical,
+    SELECT ifNull(source, '?') AS source, ifNull(target, '?') AS target,
+        sumIf(count, severity = 'critical') AS critical,
         sumIf(count, severity = 'warning') AS warnings
     FROM finding FINAL WHERE {THIS} GROUP BY source, target
 """
@@ -185,7 +187,7 @@ BOARD = Board(
                 (
                     24,
                     rows(
-                        "Handoffs",
+                        "Each handoff",
                         "Every handoff of this workflow, the first first.",
                         Sql(
                             f"""
@@ -206,7 +208,7 @@ BOARD = Board(
                 (
                     24,
                     rows(
-                        "Findings",
+                        "Each finding",
                         "What was found in this workflow, the first first.",
                         Sql(
                             "SELECT at, severity, rule, source, target, task, side, message, evidence FROM finding "
