@@ -18,14 +18,16 @@ from rich.table import Table
 from rich.text import Text
 
 from handrail.edge.clickhouse import Busy, Refused
+from handrail.edge.coordination import HOPS, OVERHEADS, Overhead, overheads_of, path_of, workflows_of
 from handrail.event import SEVERITIES
+from handrail.graph.overhead import Workflow
 
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 
 # The limits keep a report readable and its answer bounded; the tables say where they cut.
 ROWS = 200
 WORKFLOWS = 20
-SCREEN = {"edges": 8, "workflows": 5, "findings": 5, "schemas": 6}
+SCREEN = {"edges": 6, "workflows": 4, "findings": 4, "schemas": 4, "overheads": 3, "longest": 3}
 """How many of each fit on one screen; the rest is in the JSON and on the page."""
 POINTS = 60
 """How many stretches of time a chart shows."""
@@ -252,6 +254,10 @@ class ReportData(msgspec.Struct, frozen=True, kw_only=True):
     """The worst ones, worst first."""
     traffic: tuple[Traffic, ...] = ()
     found: tuple[Found, ...] = ()
+    overheads: tuple[Overhead, ...] = ()
+    """Edges of which both ends were seen; those first that spent most between agents."""
+    longest: tuple[Workflow, ...] = ()
+    """What coordination cost in the longest workflows."""
     until: int = 0
     """When it was asked, by the clock of ClickHouse."""
 
@@ -293,6 +299,8 @@ def report(client: Asked, since_seconds: float) -> ReportData:
         workflows=tuple(_record(row, WorkflowLine) for row in ask(WORST)),
         traffic=tuple(_record(row, Traffic) for row in ask(TRAFFIC)),
         found=tuple(_record(row, Found) for row in ask(FOUND)),
+        overheads=overheads_of(ask(OVERHEADS)),
+        longest=workflows_of(ask(HOPS)),
         until=int(ask(NOW)[0]["now"]),
     )
 
@@ -311,6 +319,10 @@ def render(data: ReportData) -> RenderableType:
         ("findings", _findings(data), len(data.findings), f"No findings in the last {since}."),
         ("schemas", _schemas(data), len(data.schemas), "No handoff named a schema."),
     )
+    if data.overheads:
+        shown = (*shown, ("overheads", _overheads(data), len(data.overheads), ""))
+    if data.longest:
+        shown = (*shown, ("longest", _longest(data), len(data.longest), ""))
     parts: list[RenderableType] = [_headline(data)]
     for name, table, rows, empty in shown:
         if rows > SCREEN[name]:
@@ -393,6 +405,35 @@ def _workflows(data: ReportData) -> Table:
     return workflows
 
 
+def _overheads(data: ReportData) -> Table:
+    table = _table("Between agents, where both ends were seen")
+    for name in ("source", "target"):
+        table.add_column(name)
+    for name in ("handoffs", "total p50 ms", "own p50 ms", "between p50 ms", "p99 ms"):
+        table.add_column(name, justify="right")
+    for line in data.overheads[: SCREEN["overheads"]]:
+        times = (line.total_p50_ms, line.own_p50_ms, line.between_p50_ms, line.between_p99_ms)
+        table.add_row(_plain(line.source), _plain(line.target), f"{line.joined_count:,}", *map(milliseconds, times))
+    return table
+
+
+def _longest(data: ReportData) -> Table:
+    table = _table("Longest workflows")
+    table.add_column("workflow", max_width=40)
+    for name in ("took", "between agents", "paths used"):
+        table.add_column(name, justify="right")
+    table.add_column("critical path, ms")
+    for flow in data.longest[: SCREEN["longest"]]:
+        table.add_row(
+            _plain(flow.workflow),
+            took(flow.span_ms),
+            "-" if flow.between_share is None else f"{flow.between_share:.1%}",
+            f"{flow.paths_used} of {flow.paths_possible}",
+            _plain(path_of(flow)),
+        )
+    return table
+
+
 def _findings(data: ReportData) -> Table:
     findings = _table(f"Findings, last {since_text(data.since_seconds)}")
     for name in ("rule", "severity"):
@@ -446,8 +487,10 @@ def _schemas(data: ReportData) -> Table:
 def json_lines(data: ReportData) -> Iterator[bytes]:
     """A report as JSON objects, one a line, the summary last."""
     encoder = msgspec.json.Encoder()
-    for line in (*data.edges, *data.workflows, *data.findings, *data.schemas):
+    for line in (*data.edges, *data.workflows, *data.findings, *data.schemas, *data.overheads):
         yield encoder.encode(line)
+    for flow in data.longest:
+        yield orjson.dumps({"type": "coordination", **msgspec.to_builtins(flow)})
     yield orjson.dumps(
         {
             "type": "summary",
