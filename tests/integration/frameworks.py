@@ -54,11 +54,12 @@ def run(
     directory: Path,
     *flags: str,
     seconds: int = 45,
+    handrail: Sequence[str] = (),
     **environ: str,
 ) -> Seen:
     """`handrail run -- python PROGRAM QUESTIONS…` with the scripted model where OPENAI_BASE_URL leads.
 
-    The program is killed after `seconds`.
+    The program is killed after `seconds`. `handrail` are flags of `handrail run`.
     """
     python = python_of(environment)
     lines, answers, record = directory / "script.json", directory / "answers.jsonl", directory / "run.jsonl"
@@ -71,7 +72,7 @@ def run(
     }
     command = [
         *(sys.executable, EXAMPLES / "scripted_model" / "model.py", lines, "--log", answers, "--"),
-        *(sys.executable, "-m", "handrail", "run", "--record", record, "--"),
+        *(sys.executable, "-m", "handrail", "run", "--record", record, *handrail, "--"),
         *(
             "timeout",
             "-s",

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from edge.servers import valkey
 from handrail.dialects.conventions import stem
 from integration.frameworks import Seen, run
 
@@ -153,3 +154,50 @@ def test_conversations_at_once_are_kept_apart(seen: Run, framework: tuple[str, s
     assert sorted(chains.values(), key=str) == [["transfer_to_billing_agent", "transfer_to_refund_agent"]] * 2
     assert {event.outcome for event in found.handoffs} == {"accepted"}
     assert "ambiguous" not in {event.confidence for event in found.handoffs}
+
+
+GRAPH = """
+import contextlib, operator, os
+from typing import Annotated, TypedDict
+from langgraph.checkpoint.redis import RedisSaver
+from langgraph.graph import END, START, StateGraph
+
+class State(TypedDict):
+    notes: Annotated[list, operator.add]
+
+graph = StateGraph(State)
+graph.add_node("researcher", lambda state: {"notes": ["found"]})
+graph.add_node("writer", lambda state: {"notes": ["written"]})
+graph.add_edge(START, "researcher")
+graph.add_edge("researcher", "writer")
+graph.add_edge("writer", END)
+saver = RedisSaver(redis_url=os.environ["REDIS_URL"])
+with contextlib.suppress(Exception):  # a server without search has no index
+    saver.setup()
+graph.compile(checkpointer=saver).invoke({"notes": []}, {"configurable": {"thread_id": "thread-7"}})
+"""
+
+PLACES = """
+stores:
+  - name: checkpoints
+    listeners: [{listen: "127.0.0.1:0", upstream: "redis://127.0.0.1:%d"}]
+    state:
+      - key: "checkpoint_write:{workflow}:*"
+      - key: "checkpoint:{workflow}:*"
+"""
+
+
+def test_a_checkpointer_shows_the_state_between_nodes(tmp_path: Path) -> None:
+    """Every checkpoint is a write of its thread. Valkey has no JSON.SET, so here each fails, and is told to have."""
+    program, config = tmp_path / "graph.py", tmp_path / "handrail.yaml"
+    program.write_text(GRAPH)
+    with valkey() as store:
+        config.write_text(PLACES % store.port)
+        found = run("langgraph", str(program), [], [], tmp_path, handrail=("-c", str(config)))
+
+    writes = [event for event in found.events if event.kind == "write" and event.operation == "JSON.SET"]
+    assert {event.workflow for event in writes} == {"thread-7"}, found.process.stderr
+    assert {(event.key or "").partition(":")[0] for event in writes} == {"checkpoint", "checkpoint_write"}
+    assert all(event.payload_bytes for event in writes)
+    assert {event.outcome for event in writes} == {"failed"}
+    assert found.handoffs == []
