@@ -244,6 +244,12 @@ def test_numbers_rates_and_sizes_that_move(build: Any) -> None:
     assert numbers["new"]["p50"] > 3 * numbers["old"]["p50"]
 
 
+def test_items_of_an_array_that_differ_do_not_drift(build: Any) -> None:
+    """Each payload has four items and only one of them has the field: a quarter of the items, and every payload."""
+    items = [{"name": "a", "x": 1}, {"name": "b", "y": 2}, {"name": "c", "z": 3}, {"name": "d"}]
+    assert observed(build("schema.drift"), [handoff(index, {"items": items}) for index in range(200)]) == []
+
+
 def test_counters_and_clocks_do_not_drift(build: Any) -> None:
     """A number that goes up with each payload moves, and that is what it is for."""
     pipeline = build("schema.drift")

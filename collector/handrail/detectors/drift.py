@@ -325,8 +325,9 @@ class Sender:
     def presence(self, steps: Steps, present: int, of: int) -> None:
         """Begin to count how often a field is there; so far it was, in some of the objects that could hold it."""
         if ("presence", steps) not in self.measures and (known := self.measure("presence", steps)) is not None:
-            known.remember(1, present)
-            known.remember(0, of - present)
+            if present == of or None not in steps:  # a share of an array's items is no share of the payloads
+                known.remember(1, present)
+                known.remember(0, of - present)
             self.plan = tuple(self.measures.values())
 
 
