@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from handrail.detectors.sighting import ACKNOWLEDGED, Hold, ended, is_output, same_content, says_complete
+from handrail.detectors.sighting import ACKNOWLEDGED, Hold, ended, is_output, reader_of, same_content, says_complete
 from handrail.detectors.similarity import text_of, words
 from handrail.event import Event
 
@@ -113,7 +113,7 @@ class Copies:
         if event.kind == "read":
             place = self._places.get(_write_place(event))
             if place is not None and event.at >= ended(place.last):
-                place.read_by |= {event.source, event.target}
+                place.read_by.add(reader_of(event))
             return
         if not fact.counts:
             return
