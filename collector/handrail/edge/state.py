@@ -2,6 +2,8 @@
 
 from collections.abc import Callable, Iterator
 
+import msgspec
+
 from handrail.config import BusConfig, Config, StoreConfig
 from handrail.dialects.nats import Nats
 from handrail.dialects.patterns import default_keys, default_subjects, patterns_of
@@ -38,11 +40,20 @@ class StoreEvents:
             for event in self._waiting.asked(seen) if self._waiting is not None else ():
                 self._record(event)
         elif isinstance(seen, Operation):
-            if self._waiting is None or self._dialect.wants(seen.args):
+            if self._waiting is None:
                 for event in self._dialect.read(seen):
                     self._record(event)
-            for event in self._waiting.read(seen) if self._waiting is not None else ():
+                return
+            told = list(self._dialect.read(seen)) if self._dialect.wants(seen.args) else []
+            for event in told:
                 self._record(event)
+            for event in self._waiting.read(seen):
+                if any(event.kind == each.kind and event.key == each.key for each in told):
+                    decision = self._pipeline.observe(event)  # one operation is one row
+                    if decision.findings or decision.faults:
+                        self._recorder.record(msgspec.structs.replace(decision, event=None), self._now())
+                else:
+                    self._record(event)
         elif isinstance(seen, Message):
             message = self._dialect.message(seen)
             if message is not None:
