@@ -18,7 +18,7 @@ help:  ## list the targets
 setup: $(READY)  ## create .venv and install Handrail, its demo and its tests into it
 	@echo "setup: $(VENV) is ready; 'source $(BIN)/activate' puts the handrail command on the path"
 
-demo: $(READY)  ## five real agents, real failures, a live table (about 30 seconds)
+demo: $(READY)  ## eight real agents, real failures, a live table (about 30 seconds)
 	@$(BIN)/handrail demo $(ARGS)
 
 test: $(READY)  ## run all tests; ARGS='tests/wire -x' runs some

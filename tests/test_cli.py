@@ -541,6 +541,7 @@ def test_the_wheel_holds_rules_migrations_and_the_demo(tmp_path: Path) -> None:
         ("rules/detection", "handrail/packs", "*.yaml"),
         ("collector/handrail/edge/migrations", "handrail/edge/migrations", "*.sql"),
         ("examples/pipeline", "handrail/examples/pipeline", "*.py"),
+        ("examples/state", "handrail/examples/state", "*.*"),
     ):
         files = {f"{inside}/{path.name}" for path in (REPOSITORY / directory).glob(pattern)}
         assert files

