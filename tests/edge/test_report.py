@@ -2,10 +2,14 @@
 
 import io
 import json
+import subprocess
+import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -38,6 +42,7 @@ EVENTS: list[dict[str, Any]] = [
         "overhead_ms": 0.05,
         "subject": "a.b" if number % 3 else None,
         "version": "2" if number % 4 else "1",
+        "workflow": f"w{number % 7}" if number % 3 else None,
     }
     for number in range(500)
 ]
@@ -49,6 +54,8 @@ FINDINGS: list[dict[str, Any]] = [
         "at": round(NOW - 1000.0 + number, 6),
         "fingerprint": f"f{number % 4}",
         "message": f"m{number}",
+        "event": f"e{number}",
+        "workflow": "w3" if number % 2 else None,
         "count": number % 3 + 1,
     }
     for number in range(20)
@@ -97,7 +104,8 @@ def test_findings_are_by_rule_with_first_and_latest(data: ReportData) -> None:
         mine = [row for row in FINDINGS if row["rule"] == line.rule]
         assert line.occurrences == sum(row["count"] for row in mine)
         assert line.places == len({row["fingerprint"] for row in mine})
-        assert line.message == mine[-1]["message"]
+        assert (line.first_message, line.message) == (mine[0]["message"], mine[-1]["message"])
+        assert (line.first_event, line.latest_event) == (mine[0]["event"], mine[-1]["event"])
         assert line.first < line.latest
     assert {line.rule for line in data.findings} == {"r0", "r1"}
 
@@ -106,6 +114,31 @@ def test_schema_versions_in_use(data: ReportData) -> None:
     """And who sends them."""
     assert {(line.subject, line.version) for line in data.schemas} == {("a.b", "1"), ("a.b", "2")}
     assert all(line.sources for line in data.schemas)
+
+
+def test_worst_workflows_come_first(data: ReportData) -> None:
+    """What was found in them counts before what failed in them; a finding that repeats counts once."""
+    assert data.workflows[0].workflow == "w3"
+    assert data.workflows[0].critical == len({row["fingerprint"] for row in FINDINGS if row["workflow"] == "w3"})
+    assert data.workflows[0].rules == ("r1",)
+    assert data.workflows[0].message == "m19"
+    others = data.workflows[1:]
+    assert {line.workflow for line in others} == {f"w{number}" for number in range(7)} - {"w3"}
+    assert [line.errors for line in others] == sorted((line.errors for line in others), reverse=True)
+    for line in others:
+        mine = [row for row in recent(EVENTS) if row["workflow"] == line.workflow and row["kind"] == "handoff"]
+        assert abs(line.handoffs - len(mine)) <= 1
+        assert line.elapsed_ms == pytest.approx((mine[0]["at"] - mine[-1]["at"]) * 1000, abs=80_000)
+
+
+def test_what_happened_over_time_adds_up(data: ReportData) -> None:
+    """Every handoff and every finding is in one stretch of time, and they are a sixtieth of the whole."""
+    assert data.step == 60
+    assert sum(each.handoffs for each in data.traffic) == data.handoffs
+    assert sum(each.errors for each in data.traffic) == data.errors
+    assert sum(each.critical for each in data.found) == sum(row["count"] for row in FINDINGS)
+    assert all(each.at % 60 == 0 for each in (*data.traffic, *data.found))
+    assert abs(data.until - time.time()) < 60
 
 
 def test_an_event_that_is_older_is_left_out(filled: Database) -> None:
@@ -117,7 +150,10 @@ def test_an_event_that_is_older_is_left_out(filled: Database) -> None:
 def test_json_is_one_object_a_line_and_the_summary_last(data: ReportData) -> None:
     """Each says its type."""
     found = [json.loads(line) for line in json_lines(data)]
-    assert [row["type"] for row in found] == ["edge"] * 2 + ["findings"] * 2 + ["schema"] * 2 + ["summary"]
+    types = [row["type"] for row in found]
+    assert types[:13] == ["edge"] * 2 + ["workflow"] * 7 + ["findings"] * 2 + ["schema"] * 2
+    assert types[-1] == "summary"
+    assert types.count("summary") == 1
     assert found[-1]["handoffs"] == sum(row["handoffs"] for row in found[:2])
     assert found[-1]["findings"] == sum(row["count"] for row in FINDINGS)
 
@@ -130,6 +166,27 @@ def test_names_from_the_traffic_are_shown_and_not_obeyed(data: ReportData) -> No
     assert "[red]s0[/]" in text
     assert "\x1b" not in text
     assert "t\\x1b[31m" in text
+
+
+def test_it_fits_on_one_screen_whatever_there_is(data: ReportData) -> None:
+    """The worst of each, how many there are, and where the rest is."""
+    first, line = data.edges[0], data.findings[0]
+    many = msgspec.structs.replace(
+        data,
+        edges=tuple(msgspec.structs.replace(first, target=f"t{n}", p95_ms=float(n)) for n in range(150)),
+        findings=tuple(
+            msgspec.structs.replace(line, rule=f"r{n}", severity="critical" if n == 149 else "info") for n in range(150)
+        ),
+    )
+    console = Console(file=io.StringIO(), width=120)
+    console.print(render(many))
+    text = console.file.getvalue()  # type: ignore[attr-defined]
+    assert text.count("\n") <= 56
+    assert "(6 of 150)" in text
+    assert "t149" in text  # the slowest
+    assert "t0 " not in text
+    assert "r149" in text  # the only one that is critical
+    assert "--html FILE shows the rest" in text
 
 
 def test_nothing_is_said_to_be_nothing() -> None:
@@ -163,6 +220,8 @@ def test_the_command_prints_and_says_how_it_went(
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["type"] == "summary"
     assert run(server.dsn("handrail"), "handrail", "1h", "text") == 0
     assert "Edges, last 1h" in capsys.readouterr().out
+    assert run(server.dsn("handrail"), "handrail", "1h", "text", "-") == 0
+    assert capsys.readouterr().out.startswith("<!doctype html>")
     for dsn, since, said in (
         (server.dsn("nowhere", "u:canary@"), "1h", "nothing was recorded"),
         ("http://u:canary@127.0.0.1:1", "1h", "is the server up"),
@@ -175,4 +234,84 @@ def test_the_command_prints_and_says_how_it_went(
         assert printed.err.count("\n") == 1
         assert printed.out == ""
         assert "canary" not in printed.err
+    assert filled.name == "handrail"
+
+
+TRAFFIC = """
+import json, sys, urllib.request
+envelope = {
+    "task_id": "t", "source_agent": "writer", "target_agent": "critic", "status": "completed",
+    "output": {"summary": "done", "artifacts": [], "confidence": 0.9},
+    "context": {"original_goal": "g", "constraints": [], "decisions_made": []}, "metadata": {},
+}
+for number in range(12):
+    headers = {"content-type": "application/json", "handrail-workflow": f"w{number // 4}"}
+    body = json.dumps(envelope | {"task_id": f"t{number}", "verdict": number if number == 5 else "fine"}).encode()
+    urllib.request.urlopen(urllib.request.Request(sys.argv[1], body, headers)).read()
+"""
+
+AGENT = """
+import http.server
+class Agent(http.server.BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    def do_POST(self):
+        self.rfile.read(int(self.headers["Content-Length"]))
+        self.send_response(200)
+        self.send_header("Content-Length", "2")
+        self.end_headers()
+        self.wfile.write(b"{}")
+    def log_message(self, *_): pass
+server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Agent)
+print(server.server_port, flush=True)
+server.serve_forever()
+"""
+
+
+def test_a_recorded_run_is_reported(tmp_path: Path, free_port: Callable[[], int]) -> None:
+    """A sidecar records into embedded ClickHouse; the commands read it back, as JSON, as text and as a page."""
+    schema = tmp_path / "schemas" / "writer.critic"
+    schema.mkdir(parents=True)
+    (schema / "1.json").write_text(json.dumps({"properties": {"verdict": {"type": "string"}}}))
+    port, handrail = free_port(), [sys.executable, "-m", "handrail"]
+    stored = ["--clickhouse", f"chdb://{tmp_path / 'db'}"]
+
+    def command(*args: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run([*handrail, *args], capture_output=True, text=True, timeout=50, check=True)
+
+    with subprocess.Popen([sys.executable, "-c", AGENT], stdout=subprocess.PIPE, text=True) as agent:
+        try:
+            assert agent.stdout is not None
+            upstream = f"http://127.0.0.1:{int(agent.stdout.readline())}"
+            command(
+                "run", "--listen", f"127.0.0.1:{port}", "--upstream", upstream, "--agent", "critic",
+                "--schemas", str(tmp_path / "schemas"), "--admin", "127.0.0.1:0", *stored,
+                "--", sys.executable, "-c", TRAFFIC, f"http://127.0.0.1:{port}/tasks",
+            )  # fmt: skip
+        finally:
+            agent.kill()
+    page = tmp_path / "report.html"
+    done = command("report", *stored, "--output", "json", "--html", str(page))
+    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    edges = [line for line in lines if line["type"] == "edge"]
+    assert [(edge["source"], edge["target"], edge["handoffs"]) for edge in edges] == [("writer", "critic", 12)]
+    assert edges[0]["p95_ms"] > edges[0]["overhead_p50_ms"] > 0
+    workflows = [line for line in lines if line["type"] == "workflow"]
+    assert (workflows[0]["workflow"], workflows[0]["critical"] + workflows[0]["warnings"] > 0) == ("w1", True)
+    assert {line["workflow"] for line in workflows} == {"w0", "w1", "w2"}
+    assert "schema.violation" in {line["rule"] for line in lines if line["type"] == "findings"}
+    assert [(line["subject"], line["version"]) for line in lines if line["type"] == "schema"] == [
+        ("writer.critic", "1")
+    ]
+    assert lines[-1]["type"] == "summary"
+    assert "critic" in page.read_text("utf-8")
+    assert "schema.violation" in page.read_text("utf-8")
+    assert "wrote" in done.stderr
+    assert "schema.violation" in command("report", *stored).stdout
+
+
+def test_a_page_that_cannot_be_written_is_said(server: Server, filled: Database, capsys: Any, tmp_path: Path) -> None:
+    """With its name and why; 2."""
+    target = str(tmp_path / "none" / "report.html")
+    assert run(server.dsn("handrail"), "handrail", "1h", "text", target) == 2
+    assert target in capsys.readouterr().err
     assert filled.name == "handrail"

@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from html import escape
 from typing import Any
 
+from handrail.edge.coordination import path_of
 from handrail.edge.report import (
     Edge,
     ReportData,
@@ -66,6 +67,10 @@ def page(data: ReportData) -> str:
         _table("Findings", FINDINGS, worst_first(data.findings), f"No findings in the last {since}."),
         _table("Schema versions in use", SCHEMAS, data.schemas, "No handoff named a schema."),
     ]
+    if data.overheads:
+        body.append(_table("Between agents, where both ends were seen", BETWEEN, data.overheads, ""))
+    if data.longest:
+        body.append(_table("Longest workflows", LONGEST, data.longest, ""))
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
@@ -331,6 +336,25 @@ SCHEMAS: tuple[_Column, ...] = (
     ("sent by", "", lambda line: _text(", ".join(line.sources))),
     ("first", "at", lambda line: _text(clock(line.first))),
     ("latest", "at", lambda line: _text(clock(line.latest))),
+)
+
+
+BETWEEN: tuple[_Column, ...] = (
+    ("source", "", lambda line: _text(line.source)),
+    ("target", "", lambda line: _text(line.target)),
+    ("handoffs", "n", lambda line: _n(line.joined_count)),
+    ("total p50 ms", "n", lambda line: milliseconds(line.total_p50_ms)),
+    ("own p50 ms", "n", lambda line: milliseconds(line.own_p50_ms)),
+    ("between p50 ms", "n", lambda line: milliseconds(line.between_p50_ms)),
+    ("between p99 ms", "n", lambda line: milliseconds(line.between_p99_ms)),
+)
+
+LONGEST: tuple[_Column, ...] = (
+    ("workflow", "", lambda flow: _text(flow.workflow)),
+    ("took", "n", lambda flow: took(flow.span_ms)),
+    ("between agents", "n", lambda flow: "-" if flow.between_share is None else f"{flow.between_share:.1%}"),
+    ("paths used", "n", lambda flow: f"{flow.paths_used} of {flow.paths_possible}"),
+    ("critical path, ms", "", lambda flow: _text(path_of(flow))),
 )
 
 
