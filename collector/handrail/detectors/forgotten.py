@@ -7,6 +7,7 @@ from typing import Any, ClassVar, Literal
 from zlib import crc32
 
 import msgspec
+import xxhash
 
 from handrail.detectors import NOTHING, Count, Rule, Sight, finding
 from handrail.detectors.similarity import text_of, words
@@ -17,6 +18,8 @@ _ITEMS = 64
 """Constraints, written keys and artifacts remembered for each workflow."""
 _WORDS = 48
 """Words by which a constraint is known again."""
+_WORDINGS = 8
+"""Wordings of a constraint that are known without looking at their words."""
 _LATER = 2
 """Hops after which a constraint must still be there."""
 _STILL = 0.75
@@ -56,6 +59,8 @@ class _Constraint(msgspec.Struct):
     source: str | None
     path: str
     words: frozenset[int]
+    texts: set[int]
+    """Of its wordings: hashes, by which it is known again at no cost."""
     told: bool = False
 
 
@@ -163,6 +168,12 @@ class ContextLost:
             )
         known = workflow.constraints
         due = [each for each in known.values() if workflow.hops - each.hop >= _LATER and each.source != event.target]
+        literal = set(map(_wording, listed))
+        if keep != "never":
+            for each in due:
+                if not literal.isdisjoint(each.texts):
+                    each.told = False
+            due = [each for each in due if literal.isdisjoint(each.texts)]
         if due and keep != "never":
             here = _coded(words(text_of(event.payload)))
             for each in due:
@@ -180,12 +191,22 @@ class ContextLost:
                         each.event,
                         each.path,
                     )
+        texts: set[int] = set().union(*(each.texts for each in known.values()))
         for index, text in enumerate(listed):
+            wording = _wording(text)
+            if wording in texts:
+                continue
             coded = frozenset(sorted(_coded(words(text)))[:_WORDS])
             code = hash(coded)
-            if coded and code not in known and len(known) < _ITEMS and not _near(coded, known.values()):
+            if not coded:
+                continue
+            same = known.get(code) or _near(coded, known.values())
+            if same is not None:
+                if len(same.texts) < _WORDINGS:
+                    same.texts.add(wording)
+            elif len(known) < _ITEMS:
                 path = f"/context/constraints/{index}"
-                known[code] = _Constraint(event.id, workflow.hops, event.source, path, coded)
+                known[code] = _Constraint(event.id, workflow.hops, event.source, path, coded, {wording})
 
     def _artifacts(
         self, workflow: _Workflow, event: Event, payload: Mapping[str, Any], keep: Keep
@@ -256,9 +277,14 @@ def _coded(spoken: Iterable[bytes]) -> frozenset[int]:
     return frozenset(map(crc32, spoken))
 
 
-def _near(coded: frozenset[int], known: Iterable[_Constraint]) -> bool:
-    """Whether a constraint is one that is known, said with other words around it."""
-    return any(len(coded & each.words) >= _STILL * max(len(coded), len(each.words)) for each in known)
+def _wording(text: str) -> int:
+    return xxhash.xxh3_64_intdigest(text.encode("utf-8", "surrogatepass"))
+
+
+def _near(coded: frozenset[int], known: Iterable[_Constraint]) -> _Constraint | None:
+    """The constraint that is known and is this one, said with other words around it."""
+    near = (each for each in known if len(coded & each.words) >= _STILL * max(len(coded), len(each.words)))
+    return next(near, None)
 
 
 def _name(name: str) -> str:

@@ -142,6 +142,9 @@ class ContextGrowth:
     def __init__(self, rule: Rule, params: GrowthParams, registry: Registry) -> None:
         self._rule, self._params = rule, params
         self._windows = Windows(params.windows)
+        windows = [*params.windows.values(), *shipped_windows().values()]
+        self._smallest = min(windows if params.window is None else [*windows, params.window])
+        """What does not grow and is below every window fits."""
         self._models = tuple((matcher(each.agent), each.model) for each in params.models)
         self._workflows: OrderedDict[str, _Workflow] = OrderedDict()
 
@@ -185,6 +188,8 @@ class ContextGrowth:
         growing = len(counts) >= 2 and all(later > earlier for earlier, later in pairwise(counts))
         if len(counts) >= 2 and counts[-1] < counts[-2]:
             series.told = ""
+        if not growing and tokens < self._smallest:
+            return NOTHING
         model = self._model(workflow, event, named)
         window = params.window if model is None else self._windows.of(model) or params.window
         if window is None:

@@ -133,6 +133,8 @@ class _Workflow(msgspec.Struct):
     """Who holds the work, last; before it, who waits to have it back."""
     pairs: set[tuple[str, str]] = set()
     """Hand-overs that were seen."""
+    speakers: set[str] = set()
+    """Who made them."""
     hops: list[_Hop] = []
     """Messages since a round was last closed."""
     seen: dict[int, None] = {}
@@ -254,6 +256,7 @@ class HandoffLoop:
         del path[:-_PATH]
         if spoken and len(workflow.pairs) < _SEEN:
             workflow.pairs.add((source, target))
+            workflow.speakers.add(source)
         if closes:
             self._close(workflow, event, closes, found)
 
@@ -268,8 +271,9 @@ class HandoffLoop:
             moved = digest is None or _new(workflow, "digest", digest)
             known_way = (source, target) in workflow.pairs
             if payload is not None:
-                # Where this way was never taken nothing can repeat but by digest, which costs nothing.
-                if moved and (digest is None or known_way):
+                # Where this way was never taken, or whoever is asked never spoke, nothing can repeat but by digest, which
+                # costs nothing.
+                if moved and (digest is None or (known_way and (workflow.rounds or target in workflow.speakers))):
                     moved = _new(workflow, "content", str(signature(payload)))
                 if self._by_text and workflow.rounds >= self._hear_from:
                     new = 0  # of what repeats an earlier message
