@@ -215,15 +215,14 @@ class ContextLost:
         produced = output.get("artifacts") if type(output) is dict else None
         produced = produced[:_ITEMS] if type(produced) is list else []
         listed = [(f"/output/artifacts/{index}", artifact) for index, artifact in enumerate(produced)]
-        wanted = list(_wanted(payload))
         if keep == "always" or (keep == "once_said" and workflow.written):
             yield from self._unwritten(event, listed, workflow.written, "wrote")
-        somewhere = {**workflow.written, **workflow.listed}
-        if keep == "always" or (keep == "once_said" and somewhere):
-            own = dict.fromkeys(name for _, artifact in listed if (name := _reference(artifact, inside=True)))
-            yield from self._unwritten(event, wanted, {**somewhere, **own}, "wrote or listed")
-        for _, artifact in listed:
-            if (name := _reference(artifact, inside=True)) is not None:
+        own = {name: event.id for artifact in produced if (name := _reference(artifact, inside=True)) is not None}
+        wanted = list(_wanted(payload))
+        if wanted and (keep == "always" or (keep == "once_said" and (workflow.written or workflow.listed))):
+            yield from self._unwritten(event, wanted, {**workflow.written, **workflow.listed, **own}, "wrote or listed")
+        for name in own:
+            if name not in workflow.listed:
                 _keep(workflow.listed, name, event.id)
 
     def _unwritten(
@@ -304,15 +303,18 @@ def _wanted(payload: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
                 yield f"{start}/{key}" + (f"/{index}" if type(value) is list else ""), artifact
 
 
+_REFERENCES = ("uri", "path", "key", "name", "id", "url")
+
+
 def _reference(artifact: Any, *, inside: bool = False) -> str | None:
     """What an artifact is called; None where it is on the web, or its content is in the payload (unless `inside`)."""
     if type(artifact) is dict:
         if not inside and any(artifact.get(part) for part in ("content", "data", "text", "parts", "bytes")):
             return None
-        artifact = next(
-            (artifact[key] for key in ("uri", "path", "key", "name", "id", "url") if type(artifact.get(key)) is str),
-            None,
-        )
+        for key in _REFERENCES:
+            if type(found := artifact.get(key)) is str:
+                artifact = found
+                break
     if type(artifact) is not str or not artifact or artifact.startswith(("http://", "https://", "data:")):
         return None
     return _name(artifact)
