@@ -19,8 +19,10 @@ A log record named `handrail.event` is an event of another Handrail: see `log_of
 """
 
 import re
+from bisect import bisect_left, bisect_right
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import lru_cache
 from typing import Any, Literal, NamedTuple
 
 import msgspec
@@ -102,6 +104,8 @@ LONG = 262_144
 """A longer attribute is not parsed."""
 CLUES = 64
 """Clues of one span."""
+NEAR = 48
+"""How many handoffs before and after a clue are compared with it."""
 TRACE_SPANS = 5_000
 """Spans of one trace that are looked at; a longer one is no conversation."""
 OWN_SCOPE = "handrail"
@@ -171,7 +175,7 @@ class _Trace(msgspec.Struct):
     """Read once since it was touched; what is left is incomplete."""
 
 
-class _Handoff(msgspec.Struct):
+class _Handoff(msgspec.Struct, eq=False):
     """Clues that are of one handoff."""
 
     clues: list[Clue]
@@ -179,7 +183,6 @@ class _Handoff(msgspec.Struct):
     target: str | None = None
     is_sure: bool = True
     outcome: Outcome = "unknown"
-    is_answered: bool = False
 
 
 class Spans:
@@ -527,41 +530,42 @@ def _handoffs(trace: _Trace) -> list[_Handoff]:
         return []
     order = sorted(nodes.values(), key=lambda node: (node.start, node.id))
     inside = {node.id: _above(node, nodes) for node in order if node.agent or node.clues or node.is_model}
-    work = [node for node in order if node.agent is not None and not _is_wrapped(node, inside[node.id])]
+    work = _Work([node for node in order if node.agent is not None and not _is_wrapped(node, inside[node.id])])
     clues: list[Clue] = []
     for node in order:
         for clue in node.clues:
             if clue.source is None:
                 owner = node.owner or inside[node.id][0]
-                if owner is not None and (clue.target is None or stem(owner) != stem(clue.target)):
+                if owner is not None and (clue.target is None or not _same(owner, clue.target)):
                     clue = msgspec.structs.replace(clue, source=owner)
             clues.append(clue)
     clues.sort(key=lambda clue: (clue.at, clue.span, clue.number))
     groups: list[_Handoff] = []
     by_key: dict[str, _Handoff] = {}
     for clue in clues:
-        if clue.key is not None and (known := by_key.get(clue.key)) is not None:
-            known.clues.append(clue)
+        if clue.key is not None and (same := by_key.get(clue.key)) is not None:
+            same.clues.append(clue)
         elif clue.key is not None:
             by_key[clue.key] = group = _Handoff([clue])
             groups.append(group)
     loose = [clue for clue in clues if clue.key is None]
     # Messages and tools name different ids for one handoff: groups that were keyed by messages are loose to the others.
-    for group in [each for each in groups if all(clue.form == "message" for clue in each.clues)]:
-        others = [each for each in groups if each is not group]
-        if (found := _fitting(group.clues[0], others, work)) is not None:
+    messages = [group for group in groups if all(clue.form == "message" for clue in group.clues)]
+    known = _Groups(group for group in groups if group not in messages)
+    for group in messages:
+        if (found := _fitting(group.clues[0], known.near(group.clues[0].at), work)) is not None:
             found.clues += group.clues
-            groups.remove(group)
+        else:
+            known.add(group)
     for clue in sorted(loose, key=lambda clue: (clue.form == "edge", clue.at, clue.span, clue.number)):
-        found = _fitting(clue, groups, work)
-        if found is not None:
+        if (found := _fitting(clue, known.near(clue.at), work)) is not None:
             found.clues.append(clue)
         else:
-            groups.append(_Handoff([clue]))
-    groups = [group for group in groups if _is_handoff(group, work)]
+            known.add(_Handoff([clue]))
+    groups = [group for group in known.all() if _is_handoff(group, work)]
     for group in groups:
         group.clues.sort(key=lambda clue: (clue.at, clue.span, clue.number))
-    groups.sort(key=lambda group: (group.clues[0].at, group.clues[0].span, group.clues[0].number))
+    groups.sort(key=_order)
     for group in groups:
         _complete(group, work)
     groups += _nested(groups, work, inside, nodes)
@@ -592,15 +596,96 @@ def _above(node: _Node, nodes: Mapping[str, _Node]) -> _Above:
 
 def _is_wrapped(node: _Node, above: _Above) -> bool:
     """Whether an outer span already says that the same agent is at work, with no call of a tool between."""
-    return above[0] is not None and stem(above[0]) == stem(node.agent or "") and not any(each.tool for each in above[1])
+    return (
+        above[0] is not None and _stem(above[0]) == _stem(node.agent or "") and not any(each.tool for each in above[1])
+    )
 
 
 def _same(one: str | None, other: str | None) -> bool:
-    return one is None or other is None or stem(one) == stem(other)
+    return one is None or other is None or _stem(one) == _stem(other)
 
 
-def _fitting(clue: Clue, groups: list[_Handoff], work: list[_Node]) -> _Handoff | None:
-    """The latest handoff that a clue without a key may be of."""
+_stem = lru_cache(4_096)(stem)
+
+
+_NEVER: list[float] = []
+
+
+class _Work:
+    """Who was at work when, in one trace."""
+
+    def __init__(self, nodes: list[_Node]) -> None:
+        self.nodes = nodes
+        self._starts = [node.start for node in nodes]
+        self._of: dict[str, list[float]] = {}
+        self._shown: dict[str, str] = {}
+        for node in nodes:
+            name = node.agent or ""
+            self._of.setdefault(_stem(name), []).append(node.start)
+            self._shown.setdefault(_stem(name), name)
+
+    def began(self, agent: str, after: float, until: float) -> bool:
+        """Whether an agent began to work after one instant, and no later than another."""
+        starts = self._of.get(_stem(agent), _NEVER)
+        at = bisect_right(starts, after)
+        return at < len(starts) and starts[at] <= until
+
+    def spoke(self, agent: str, since: float) -> bool:
+        starts = self._of.get(_stem(agent), _NEVER)
+        return bool(starts) and starts[-1] >= since
+
+    def had_begun(self, agent: str, at: float) -> bool:
+        starts = self._of.get(_stem(agent), _NEVER)
+        return bool(starts) and starts[0] <= at
+
+    def shown(self, agent: str) -> str:
+        """The name as the agent's own span has it."""
+        return self._shown.get(_stem(agent), agent)
+
+    def next(self, at: float, other_than: str | None = None) -> str | None:
+        """Who begins to work next."""
+        for index in range(bisect_left(self._starts, at), len(self.nodes)):
+            agent = self.nodes[index].agent
+            if other_than is None or not _same(agent, other_than):
+                return agent
+        return None
+
+    def last(self, at: float, other_than: str | None) -> str | None:
+        """Who has begun to work last."""
+        for index in range(bisect_right(self._starts, at) - 1, -1, -1):
+            agent = self.nodes[index].agent
+            if other_than is None or not _same(agent, other_than):
+                return agent
+        return None
+
+
+class _Groups:
+    """Handoffs in the order of their instants, of which only the nearest are compared with a clue."""
+
+    def __init__(self, groups: Iterable[_Handoff]) -> None:
+        self._groups = sorted(groups, key=_order)
+        self._ats = [group.clues[0].at for group in self._groups]
+
+    def add(self, group: _Handoff) -> None:
+        at = bisect_right(self._ats, group.clues[0].at)
+        self._ats.insert(at, group.clues[0].at)
+        self._groups.insert(at, group)
+
+    def near(self, at: float) -> list[_Handoff]:
+        here = bisect_right(self._ats, at)
+        return self._groups[max(0, here - NEAR) : here + NEAR]
+
+    def all(self) -> list[_Handoff]:
+        return self._groups
+
+
+def _order(group: _Handoff) -> tuple[float, str, int]:
+    first = group.clues[0]
+    return first.at, first.span, first.number
+
+
+def _fitting(clue: Clue, groups: Iterable[_Handoff], work: _Work) -> _Handoff | None:
+    """The nearest handoff that a clue without a key may be of."""
     fitting = []
     for group in groups:
         first = group.clues[0]
@@ -615,59 +700,45 @@ def _fitting(clue: Clue, groups: list[_Handoff], work: list[_Node]) -> _Handoff 
         tools = {slug(each.tool) for each in group.clues if each.tool is not None}
         if clue.tool is not None and tools and slug(clue.tool) not in tools:
             continue
-        actor = clue.source or source
         low, high = sorted((first.at, clue.at))
         # Who has handed over must be at work again before it can do so a second time.
-        who = actor if actor is not None else None
-        if who is not None and any(low < each.start <= high and _same(each.agent, who) for each in work):
-            continue
-        if who is None and clue.target is not None:
-            spoke = [each for each in work if low < each.start <= high and _same(each.agent, clue.target)]
-            if spoke and clue.form != "message":
+        actor = clue.source or source
+        if actor is not None:
+            if work.began(actor, low, high):
                 continue
+        elif clue.target is not None and clue.form != "message" and work.began(clue.target, low, high):
+            continue
         is_equal = clue.payload is not None and any(each.payload == clue.payload for each in group.clues)
         fitting.append((is_equal, -abs(first.at - clue.at), group))
     return max(fitting, key=lambda each: each[:2])[2] if fitting else None
 
 
-def _is_handoff(group: _Handoff, work: list[_Node]) -> bool:
+def _is_handoff(group: _Handoff, work: _Work) -> bool:
     """A message between parts of a runtime is a handoff where the agent that it is for is the next at work."""
     if any(clue.form != "edge" for clue in group.clues):
         return True
     at, target = group.clues[0].at, group.clues[0].target
-    later = [node for node in work if node.start >= at]
     source = next((clue.source for clue in group.clues if clue.source is not None), None)
-    if source is not None and not any(node.start <= at and _same(node.agent, source) for node in work):
+    if source is not None and not work.had_begun(source, at):
         return False
-    return bool(later) and _same(later[0].agent, target)
+    later = work.next(at)
+    return later is not None and _same(later, target)
 
 
-def _complete(group: _Handoff, work: list[_Node]) -> None:
+def _complete(group: _Handoff, work: _Work) -> None:
     """Source and target, from the clues and from who is at work before and after."""
     at = group.clues[0].at
     ranked = sorted(group.clues, key=lambda clue: (_RANK[clue.form], clue.at, clue.span, clue.number))
-    group.source = next((clue.source for clue in ranked if clue.source is not None), None)
+    source = next((clue.source for clue in ranked if clue.source is not None), None)
     target = next((clue.target for clue in ranked if clue.form == "handoff" and clue.target is not None), None)
-    group.target = target or next((clue.target for clue in ranked if clue.target is not None), None)
-    if group.target is None:
-        source = group.source
-        later = (node for node in work if node.start >= at and (source is None or not _same(node.agent, source)))
-        group.target = next((node.agent for node in later), None)
-        group.is_sure = False
-    else:
-        shown = next((node.agent for node in work if _same(node.agent, group.target)), None)
-        group.target = shown or group.target
-    if group.source is None:
-        before = [node for node in work if node.start <= at and not _same(node.agent, group.target or "")]
-        group.source = before[-1].agent if before else None
-        group.is_sure = False
-    else:
-        shown = next((node.agent for node in work if _same(node.agent, group.source)), None)
-        group.source = shown or group.source
+    target = target or next((clue.target for clue in ranked if clue.target is not None), None)
+    group.is_sure = source is not None and target is not None
+    group.target = work.next(at, source) if target is None else work.shown(target)
+    group.source = work.last(at, group.target) if source is None else work.shown(source)
 
 
 def _nested(
-    groups: list[_Handoff], work: list[_Node], inside: Mapping[str, _Above], nodes: Mapping[str, _Node]
+    groups: list[_Handoff], work: _Work, inside: Mapping[str, _Above], nodes: Mapping[str, _Node]
 ) -> list[_Handoff]:
     """An agent at work inside another's call: agents as tools. Nothing but a plain order of parts lies between them
     where neither a tool was called nor the outer one has asked a model of its own."""
@@ -675,25 +746,23 @@ def _nested(
     thinking = {
         inside[node.id][1][-1].id for node in nodes.values() if node.is_model and inside[node.id][0] is not None
     }
-    explained: set[int] = set()
-    for node in work:
+    to: dict[str, list[_Handoff]] = {}
+    by_span: dict[str, _Handoff] = {}
+    for group in groups:
+        to.setdefault(_stem(group.target or ""), []).append(group)
+        for clue in group.clues:
+            by_span.setdefault(clue.span, group)
+    for node in work.nodes:
         outer, path = inside[node.id]
-        if outer is None or node.agent is None or stem(outer) == stem(node.agent):
+        if outer is None or node.agent is None or _same(outer, node.agent):
             continue
-        told = next(
-            (
-                group
-                for group in groups
-                if id(group) not in explained and _same(group.target, node.agent) and group.clues[0].at <= node.start
-            ),
-            None,
-        )
+        open_ = to.get(_stem(node.agent), [])
+        told = next((group for group in open_ if group.clues[0].at <= node.start), None)
         calls = [each for each in path if each.tool is not None]
-        ids = {each.id for each in calls}
-        told = told or next((group for group in groups if any(clue.span in ids for clue in group.clues)), None)
+        told = told or next((by_span[each.id] for each in calls if each.id in by_span), None)
         if told is not None:
-            explained.add(id(told))
-            told.is_answered = told.is_answered or bool(calls)
+            if told in open_:
+                open_.remove(told)
             continue
         if not calls and path[-1].id not in thinking:
             continue
@@ -712,24 +781,24 @@ def _nested(
             error=call.error,
             is_done=call.error is None,
         )
-        found.append(_Handoff([clue], source=outer, target=node.agent, is_sure=False, is_answered=True))
+        found.append(_Handoff([clue], source=outer, target=node.agent, is_sure=False))
     return found
 
 
-def _judge(group: _Handoff, work: list[_Node]) -> None:
+def _judge(group: _Handoff, work: _Work) -> None:
     clues = group.clues
     at = clues[0].at
     is_delegate = any(clue.is_delegate for clue in clues)
     if any(clue.error is not None for clue in clues):
         group.outcome = "failed" if is_delegate else "rejected"
         return
-    spoke = any(node.start >= at and group.target is not None and _same(node.agent, group.target) for node in work)
+    spoke = group.target is not None and work.spoke(group.target, at)
     executed = any(clue.is_done and clue.form in ("tool", "nested") for clue in clues)
     if is_delegate and executed:
         group.outcome = "completed"
     elif spoke or any(clue.is_done and clue.form in ("handoff", "message") for clue in clues):
         group.outcome = "accepted"
-    elif work:
+    elif work.nodes:
         group.outcome = "dropped"
     else:
         group.outcome = "accepted" if executed else "unknown"
