@@ -57,7 +57,7 @@ class _Constraint(msgspec.Struct):
     event: str
     hop: int
     source: str | None
-    path: str
+    index: int
     words: frozenset[int]
     texts: set[int]
     """Of its wordings: hashes, by which it is known again at no cost."""
@@ -186,10 +186,11 @@ class ContextLost:
                         event,
                         f"a constraint that {_who(each.source)} set is missing {hops} hops later, in what "
                         f"{_who(event.source)} handed to {_who(event.target)}",
-                        each.path,
-                        {"lost": "constraint", "set_in": each.event, "hops": hops, "words": len(each.words)},
+                        "/context/constraints/*",
+                        {"lost": "constraint", "index": each.index, "set_in": each.event, "hops": hops}
+                        | {"words": len(each.words)},
                         each.event,
-                        each.path,
+                        str(each.index),
                     )
         texts: set[int] = set().union(*(each.texts for each in known.values()))
         for index, text in enumerate(listed):
@@ -205,8 +206,7 @@ class ContextLost:
                 if len(same.texts) < _WORDINGS:
                     same.texts.add(wording)
             elif len(known) < _ITEMS:
-                path = f"/context/constraints/{index}"
-                known[code] = _Constraint(event.id, workflow.hops, event.source, path, coded, {wording})
+                known[code] = _Constraint(event.id, workflow.hops, event.source, index, coded, {wording})
 
     def _artifacts(
         self, workflow: _Workflow, event: Event, payload: Mapping[str, Any], keep: Keep
@@ -214,7 +214,7 @@ class ContextLost:
         output = payload.get("output")
         produced = output.get("artifacts") if type(output) is dict else None
         produced = produced[:_ITEMS] if type(produced) is list else []
-        listed = [(f"/output/artifacts/{index}", artifact) for index, artifact in enumerate(produced)]
+        listed = [("/output/artifacts/*", index, artifact) for index, artifact in enumerate(produced)]
         if keep == "always" or (keep == "once_said" and workflow.written):
             yield from self._unwritten(event, listed, workflow.written, "wrote")
         own = {name: event.id for artifact in produced if (name := _reference(artifact, inside=True)) is not None}
@@ -226,9 +226,9 @@ class ContextLost:
                 _keep(workflow.listed, name, event.id)
 
     def _unwritten(
-        self, event: Event, artifacts: Iterable[tuple[str, Any]], known: Mapping[str, Any], did: str
+        self, event: Event, artifacts: Iterable[tuple[str, int | None, Any]], known: Mapping[str, Any], did: str
     ) -> Iterator[Finding]:
-        for path, artifact in artifacts:
+        for path, index, artifact in artifacts:
             name = _reference(artifact)
             if name is None or _was_written(name, known):
                 continue
@@ -236,7 +236,7 @@ class ContextLost:
                 event,
                 f"{_who(event.source)} pointed {_who(event.target)} to an artifact that nobody {did}: {name}",
                 path,
-                {"lost": "artifact", "name": name, "known": len(known)},
+                {"lost": "artifact", "name": name, "index": index, "known": len(known)},
                 None,
                 name,
             )
@@ -290,8 +290,8 @@ def _name(name: str) -> str:
     return name[:512].partition("?")[0].rstrip("/").lower()
 
 
-def _wanted(payload: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """What stands under keys that speak of artifacts, beside `output.artifacts`, with its place."""
+def _wanted(payload: Mapping[str, Any]) -> Iterator[tuple[str, int | None, Any]]:
+    """What stands under keys that speak of artifacts, beside `output.artifacts`: path, index in a list, artifact."""
     for start in ("", "/context", "/input", "/inputs"):
         part = payload if not start else payload.get(start[1:])
         if type(part) is not dict:
@@ -299,8 +299,11 @@ def _wanted(payload: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
         for key, value in part.items():
             if "artifact" not in key.lower():
                 continue
-            for index, artifact in enumerate(value[:_ITEMS] if type(value) is list else [value]):
-                yield f"{start}/{key}" + (f"/{index}" if type(value) is list else ""), artifact
+            if type(value) is not list:
+                yield f"{start}/{key}", None, value
+                continue
+            for index, artifact in enumerate(value[:_ITEMS]):
+                yield f"{start}/{key}/*", index, artifact
 
 
 _REFERENCES = ("uri", "path", "key", "name", "id", "url")

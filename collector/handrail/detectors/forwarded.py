@@ -37,8 +37,9 @@ class ForwardedParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     hops: Count = 16
     """Earlier hops that a payload is compared with."""
     edges: tuple[EdgeShare, ...] = ()
-    per_second: Count = 250
-    """Payloads that are compared in a second; those past it are not, so that a rush does not wait for this."""
+    per_second: Count = 50
+    """Payloads that are compared in a second, 1.5% of a core at 300 µs each. Those past it are not judged: neither as
+    what passes on nor as what was passed on."""
     keys: Count = 1_000
     """Workflows; one takes 1 KB for each hop."""
 
@@ -62,7 +63,8 @@ class ContextForwarded:
     small as keeps 128 (modulo sampling: the same phrase is kept in every payload, so that containment can be
     estimated; ± 8 % at 95 %). Order, layout, case, punctuation and the keys of JSON do not matter. Compared is the part
     of the earlier payload that is in the later one, so that what is added does not hide it. What an agent says twice
-    itself, and an answer to the one that said it, are not forwarded.
+    itself, and an answer to the one that said it, are not forwarded. What is past
+    `per_second` is skipped and not judged.
     """
 
     kind: ClassVar[str] = "context.forwarded"
