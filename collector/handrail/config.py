@@ -431,6 +431,50 @@ class TracesConfig(_Config, frozen=True):
     """How many events are remembered for links and for findings that come later."""
 
 
+class WebhookConfig(_Config, frozen=True):
+    """Where findings go as CloudEvents 1.0, one a request, in structured mode."""
+
+    url: str
+    token_file: str | None = None
+    """What is sent to it as `Authorization: Bearer`."""
+    ca_file: str | None = None
+    """PEM bundle to trust instead of the system's."""
+
+
+class AlertsConfig(_Config, frozen=True):
+    """Where findings go at once, beside the metrics that are scraped: Alertmanager, and webhooks."""
+
+    alertmanagers: tuple[str, ...] = ()
+    """`http(s)://host:9093`, with a prefix where it has one; each of them gets every alert."""
+    webhooks: tuple[WebhookConfig, ...] = ()
+    severity: Literal["info", "warning", "critical"] = "critical"
+    """Findings that are less severe are not sent; the rules in rules/alerts tell of them by their rate."""
+    token_file: str | None = None
+    """What is sent to every Alertmanager as `Authorization: Bearer`. Without it HANDRAIL_ALERTS_TOKEN, where set."""
+    ca_file: str | None = None
+    """PEM bundle to trust for Alertmanagers instead of the system's."""
+    resolve_seconds: float = 300.0
+    """An alert is over when its finding was not seen again for so long."""
+    hold_seconds: float = 14_400.0
+    """A deadlock, or an agent that is away, is told once and stands until somebody acts; but no longer than this."""
+    resend_seconds: float = 60.0
+    """An alert that goes on is sent again after so long, so that an Alertmanager that began anew knows it too."""
+    firing: int = 1_000
+    """How many alerts go on at once; past it the one that was quiet for longest is forgotten and counted."""
+    queue_alerts: int = 2_000
+    """How many notices may wait for each receiver; past it the oldest is dropped and counted."""
+    request_seconds: float = 5.0
+    retry_seconds: float = 0.5
+    retry_limit_seconds: float = 5.0
+    labels: dict[str, str] = {}
+    """Labels that every alert carries, such as `cluster`."""
+    runbook_url: str = "rules/runbook.md"
+    """Where the runbook is; the heading of the finding's kind is added."""
+    dashboard_url: str | None = None
+    """Where an alert leads to; `{workflow}`, `{source}`, `{target}`, `{rule}`, `{kind}` and `{fingerprint}` in it are
+    filled in."""
+
+
 class AdminConfig(_Config, frozen=True):
     listen: str = "127.0.0.1:9464"
     label_sets: int = 200
@@ -460,6 +504,7 @@ class Config(_Config, frozen=True):
     graph: GraphConfig = GraphConfig()
     clickhouse: ClickHouseConfig = ClickHouseConfig()
     traces: TracesConfig | None = None
+    alerts: AlertsConfig | None = None
     admin: AdminConfig = AdminConfig()
     payloads: bool = False
     """Store payload bodies. Off: sizes, digests and verdicts only."""
@@ -584,6 +629,8 @@ def problems(config: Config) -> Iterator[tuple[str, str]]:
         yield "clickhouse.dsn", problem
     if config.traces is not None:
         yield from _bad_traces(config.traces)
+    if config.alerts is not None:
+        yield from _bad_alerts(config.alerts)
     if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", config.clickhouse.database):
         yield "clickhouse.database", "must be a plain name: letters, digits and _"
     yield from _bad_expressions("envelope", config.envelope, ("path",))
@@ -768,6 +815,41 @@ def _bad_traces(traces: TracesConfig) -> Iterator[tuple[str, str]]:
         yield "traces.sample_ratio", "must not be more than 1, which keeps everything"
     if traces.ca_file is not None and parts.scheme == "http":
         yield "traces.ca_file", "is for an https endpoint; this one is http"
+
+
+ALERT_LABELS = ("alertname", "rule", "kind", "severity", "source", "target", "fingerprint")
+"""What Handrail says of a finding in the labels of its alert."""
+ALERT_PLACES = ("workflow", "source", "target", "rule", "kind", "fingerprint")
+"""What `alerts.dashboard_url` may name in braces."""
+
+
+def _bad_alerts(alerts: AlertsConfig) -> Iterator[tuple[str, str]]:
+    if not alerts.alertmanagers and not alerts.webhooks:
+        yield "alerts", "goes nowhere; name alertmanagers (usually http://127.0.0.1:9093), webhooks or both"
+    receivers = [
+        *((f"alerts.alertmanagers[{index}]", url) for index, url in enumerate(alerts.alertmanagers)),
+        *((f"alerts.webhooks[{index}].url", webhook.url) for index, webhook in enumerate(alerts.webhooks)),
+    ]
+    for key, url in receivers:
+        try:
+            parts = urlsplit(url)
+            port = parts.port
+        except ValueError:
+            parts, port = urlsplit(""), None
+        if parts.scheme not in ("http", "https") or not parts.hostname or port == 0:
+            yield key, f"{url!r} is not an http or https URL; write http://host:9093"
+        elif parts.username or parts.password:
+            yield key, "must not hold a user or a password; put a token into token_file"
+    for name in alerts.labels:
+        if name in ALERT_LABELS:
+            yield f"alerts.labels.{name}", "is what the finding says; choose another name"
+        elif not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
+            yield f"alerts.labels.{name}", "is no name of a label: letters, digits and _"
+    for place in re.findall(r"\{([^{}]*)\}", alerts.dashboard_url or ""):
+        if place not in ALERT_PLACES:
+            yield "alerts.dashboard_url", f"{{{place}}} is not known{_near(place, ALERT_PLACES)}"
+    if alerts.dashboard_url is not None and not re.match(r"https?://[^/{}]", alerts.dashboard_url):
+        yield "alerts.dashboard_url", "is not an http or https URL; write http://host:3000/d/handrail-overview"
 
 
 def bad_url(text: str) -> str | None:

@@ -108,7 +108,7 @@ class AgentUnavailable:
         found: list[Finding] = []
         if not was_told and self._is_silence(event):
             found.append(self._silent(event, event.at, fired_by_time=False))
-        if not _is_away(event):
+        if not is_away(event):
             if event.outcome in ("accepted", "rejected", "failed"):
                 self._streaks.pop(target, None)
             return found
@@ -194,7 +194,7 @@ class AgentUnavailable:
         return max(len(self._open), len(self._spoke), len(self._streaks))
 
 
-def _is_away(event: Event) -> bool:
+def is_away(event: Event) -> bool:
     """Whether the target did not take the call, as far as the outcome says."""
     if event.outcome in ("timeout", "dropped"):
         return True

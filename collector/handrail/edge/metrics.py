@@ -56,6 +56,10 @@ COUNTERS: dict[str, tuple[tuple[str, ...], str]] = {
     "handrail_fallbacks_total": (("result",), "Tasks for a route's fallback: taken, or not_kept where too large."),
     "handrail_registry_requests_total": (("method", "status"), "Requests to the schema registry that is served."),
     "handrail_trace_spans_total": (("result",), "Spans: sent, failed, or unsampled and so never made."),
+    "handrail_alerts_sent_total": (
+        ("receiver", "result"),
+        "Notices of alerts, by receiver (alertmanager, webhook): sent, unreachable, busy or refused.",
+    ),
     "handrail_otlp_requests_total": (("signal", "result"), "OTLP requests, by how they were answered."),
     "handrail_otlp_forwarded_total": (("result",), "Attempts to pass an OTLP request on."),
     "handrail_metrics_label_overflow_total": (("metric",), "Observations whose labels became `other`."),
@@ -82,6 +86,9 @@ GAUGES: dict[str, str] = {
     "handrail_trace_up": "1 while the last batch of spans was taken by the receiver of traces.",
     "handrail_trace_queue_events": "Decisions waiting to become spans.",
     "handrail_trace_queue_limit_events": "Decisions that may wait before new ones are dropped.",
+    "handrail_alerts_up": "1 while the last attempt at each receiver of alerts succeeded.",
+    "handrail_alerts_firing": "Findings that were told to the receivers of alerts and are not over.",
+    "handrail_alerts_waiting": "Notices waiting for a receiver of alerts.",
     "handrail_ready": "1 while the readiness check passes.",
 }
 """Every gauge: name to help. Set by `gauge`, or read at render by `watch`."""

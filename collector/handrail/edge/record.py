@@ -130,7 +130,7 @@ class Recorder:
                 try:
                     place.take(decision)
                 except Exception as error:
-                    self._broken("traces", error, now)
+                    self._broken(type(place).__name__.lower(), error, now)
 
     def amend(self, event: Event) -> None:
         """A row again under its id, now that more is known of it; it was counted before."""

@@ -17,6 +17,7 @@ import handrail
 from handrail import rules
 from handrail.config import Config, ConfigError, FallbackConfig, RouteConfig
 from handrail.edge.admin import Admin
+from handrail.edge.alerts import Alerts
 from handrail.edge.clickhouse import ClickHouseSink
 from handrail.edge.files import Unreadable, load_packs, load_registry, read_schemas, schema_stamp
 from handrail.edge.graph import PlanApi, configured_plans
@@ -159,7 +160,13 @@ class Sidecar:
             from handrail.edge import traces  # only here: what it imports is 30 MB
 
             self.traces = traces.Traces(config.traces, self.metrics, agent=config.agent, fault=self._fault)
-        self.recorder = Recorder(self.metrics, sinks + also, () if self.traces is None else (self.traces,))
+        self.alerts: Alerts | None = None
+        if config.alerts is not None:
+            self.alerts = Alerts(
+                config.alerts, self.metrics, agent=config.agent, now=lambda: self.proxy.now(), fault=self._fault
+            )
+        whole = tuple(place for place in (self.alerts, self.traces) if place is not None)
+        self.recorder = Recorder(self.metrics, sinks + also, whole)
         self.proxy = Proxy(self.listeners, config.limits, self.inspector, self.recorder)
         self.admin = Admin(config.admin, self.metrics, ready=self.unready)
         PlanApi(self._told, self.proxy.now).add_to(self.admin.app)
@@ -205,6 +212,8 @@ class Sidecar:
             await self.sink.start()
         if self.traces is not None:
             await self.traces.start()
+        if self.alerts is not None:
+            await self.alerts.start()
         for service in self.services:
             await service.start()
         self.admin_address = await self.admin.start()
@@ -239,6 +248,8 @@ class Sidecar:
             await self.sink.close(FLUSH_SECONDS)
         if self.traces is not None:
             await self.traces.stop()
+        if self.alerts is not None:
+            await self.alerts.stop()
         await self.admin.stop()
 
     def _fault(self, fault: Fault) -> None:
