@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from dialects.talk import EMPTY, answered, at, called, chat, choice, handoffs, result, told, tool, user
+from dialects.talk import EMPTY, answered, at, called, chat, choice, events, handoffs, result, told, tool, user
 from handrail.config import Config, HandoffsConfig, HandoffToolConfig, SpeakerConfig
 from handrail.pipeline import build
 from handrail.schema.registry import Registry
@@ -213,6 +213,25 @@ def supervisor(parallel: bool) -> list[Exchange]:
 def test_a_synthetic_transfer_back_is_no_handoff() -> None:
     """A call in a history that no model made is neither reported nor missed; the source is named by the history."""
     assert told(supervisor(parallel=False)) == [("supervisor", "billing_agent", "accepted", "exact")]
+
+
+def test_a_way_back_without_the_calls_goes_on_with_its_conversation() -> None:
+    """A framework that leaves its parallel calls out of the history and puts a way back behind the worker's words."""
+    both = called("c1", "transfer_to_billing_agent", agent="supervisor")
+    both["tool_calls"] += called("c2", "transfer_to_refund_agent")["tool_calls"]
+    tools = [tool("transfer_to_billing_agent"), tool("transfer_to_refund_agent")]
+    mine = called("c1", "transfer_to_billing_agent", agent="supervisor")
+    done = result("c1", "Successfully transferred to billing_agent")
+    back = called("synthetic", "transfer_back_to_supervisor", agent="billing_agent")
+    home = result("synthetic", "Successfully transferred back to supervisor")
+    said = answered("It was billed twice.", "billing_agent")
+    exchanges = [
+        at(0, chat("You are the supervisor.", ASK, tools=tools), choice(both)),
+        at(1, chat("You are billing.", ASK, mine, done), choice(answered("It was billed twice."))),
+        at(2, chat("You are the supervisor.", ASK, said, back, home, tools=tools), choice(answered("All done."))),
+    ]
+    assert len({event.workflow for event in events(exchanges)}) == 1
+    assert [each[1:3] for each in told(exchanges)] == [("billing_agent", "accepted"), ("refund_agent", "dropped")]
 
 
 def test_a_target_that_never_speaks_has_dropped_its_task() -> None:

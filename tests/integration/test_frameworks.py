@@ -141,6 +141,16 @@ def test_bad_arguments_of_a_typed_handoff_are_found(
     assert violation["event"] == found.handoffs[0].id
 
 
+def test_of_two_handoffs_at_once_one_comes_to_nothing(seen: Run) -> None:
+    """LangGraph's supervisor gives the work to one agent; the other never speaks, and nothing but this says so."""
+    both: dict[str, Any] = {"transfer_to_billing_agent": {}, "transfer_to_refund_agent": {}}
+    found = seen(SUPERVISOR, [{**SUPERVISED[0], "call": both}, *SUPERVISED[2:]])
+
+    complete(found)
+    assert sorted(event.outcome for event in found.handoffs) == ["accepted", "dropped"]
+    assert len({event.workflow for event in found.events}) == 1
+
+
 @pytest.mark.parametrize("flags", [(), ("--stream",)], ids=["plain", "stream"])
 @pytest.mark.parametrize("framework", [AGENTS, SWARM, AUTOGEN], ids=["openai-agents", "langgraph-swarm", "autogen"])
 def test_conversations_at_once_are_kept_apart(seen: Run, framework: tuple[str, str], flags: tuple[str, ...]) -> None:

@@ -55,6 +55,9 @@ OPEN_CALLS = 64
 NESTABLE = 256
 """How many of the latest open calls are compared with the first words of a new conversation."""
 
+LAST_SAID = 4
+"""How many of the last answers in a history are looked for among those that ended a conversation."""
+
 TELLING = 24
 """From this length on, a text that is found inside another is no chance."""
 
@@ -150,7 +153,10 @@ class _Handoff(msgspec.Struct):
     is_ok: bool = False
     """A tool result says that it was done."""
     has_sibling: bool = False
-    """Another handoff of the same reply was accepted."""
+    """Another handoff of the same reply was accepted, and its call got no answer either: only the first counted.
+
+    Where that one's call was answered, this one's would have been too: it went missing.
+    """
     link: int = 2
     child: "_Thread | None" = None
     target: str | None = None
@@ -341,10 +347,15 @@ class Conversations:
         return None
 
     def _by_ending(self, turn: Turn, heard: _Heard, trace: str | None) -> _Thread | None:
+        tried = 0
         for item in reversed(turn.items):
             if item.role == "assistant" and (item.text or item.calls):
-                fitting = self._endings.get((heard.first, _ending(_named(item)[1], item.calls)), ())
-                return self._one_of(list(fitting), heard, trace)
+                fitting = self._endings.get((heard.first, _ending(_named(item)[1], item.calls)))
+                if fitting:
+                    return self._one_of(list(fitting), heard, trace)
+                tried += 1  # a framework may have put words of its own behind, such as a way back to a supervisor
+                if tried == LAST_SAID:
+                    break
         return None
 
     def _by_first_words(self, turn: Turn, heard: _Heard, trace: str | None) -> _Thread | None:
@@ -506,7 +517,7 @@ class Conversations:
             heard.name, heard.sure = handoff.target, sure
         self._resolve(handoff, "accepted", at)
         for other in thread.open.values():
-            if other.event.at == handoff.event.at:
+            if other.event.at == handoff.event.at and not handoff.is_ok:
                 other.has_sibling = True
 
     def _lost(self, handoff: _Handoff, at: float | None, silent: Outcome = "dropped") -> None:
