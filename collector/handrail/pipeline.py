@@ -4,7 +4,8 @@ Event ─▶ subject, version, digest ─▶ rules that match ─▶ detectors �
 """
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import get_args
 
 import msgspec
 
@@ -22,11 +23,13 @@ from handrail.dialects.llm import Conversations, ModelDialect
 from handrail.dialects.mcp import Mcp
 from handrail.dialects.openai import OpenAi
 from handrail.dialects.spans import Sightings, Spans, Told
-from handrail.event import Decision, Event, Fault, Finding, Outcome, Refusal, digest_of
+from handrail.event import Decision, Event, Fault, Finding, Kind, Outcome, Refusal, digest_of
 from handrail.rules import Watch
 from handrail.schema.registry import Registry
 from handrail.wire import Exchange
 from handrail.wire.otlp import Log
+
+KINDS_OF_EVENT: tuple[str, ...] = get_args(Kind)
 
 REFUSAL_STATUS = {
     "schema.violation": 422,
@@ -66,8 +69,16 @@ class Pipeline:
         self.sightings: Sightings | None = None
         """Where spans come in too: what keeps a handoff from being told twice."""
 
-    def _seeing(self, *sights: str) -> tuple[Watch, ...]:
-        return tuple(watch for watch in self.watches if watch.detector.sees & set(sights))
+    def _seeing(self, *sights: str) -> Mapping[str, tuple[Watch, ...]]:
+        """The detectors to show an event of each kind to, at these sights."""
+        return {
+            kind: tuple(
+                watch
+                for watch in self.watches
+                if watch.detector.sees & set(sights) and kind in getattr(watch.detector, "kinds", KINDS_OF_EVENT)
+            )
+            for kind in KINDS_OF_EVENT
+        }
 
     def observe(self, event: Event) -> Decision:
         """What this event means. Raises nothing; what went wrong inside is in `faults`.
@@ -89,12 +100,12 @@ class Pipeline:
             if len(opened) > self._open_limit:
                 opened.popitem(last=False)
                 faults.append(Fault(component="pipeline", reason="open_limit", at=event.at))
-            watches = self._asked
+            watches = self._asked.get(event.kind, ())
         elif self._open.pop(event.id, _ABSENT) is None:
-            watches = self._final_of_asked
+            watches = self._final_of_asked.get(event.kind, ())
         else:
             event = self._identify(event, faults)
-            watches = self._whole
+            watches = self._whole.get(event.kind, ())
         findings: list[Finding] = []
         refusal: Refusal | None = None
         for watch in watches:

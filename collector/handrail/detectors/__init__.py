@@ -40,6 +40,8 @@ class Detector(Protocol):
     `first`: once for each event id, as soon as the request is known: what judges the payload.
     `asked`: when a call is open: what starts a clock or a wait.
     `final`: when the outcome is known: what judges outcomes.
+
+    A class may also say `kinds`, the kinds of event that it reads; it is not called for others.
     """
 
     kind: ClassVar[str]

@@ -76,6 +76,7 @@ class LostUpdate:
 
     kind: ClassVar[str] = "state.lost_update"
     sees: ClassVar[frozenset[Sight]] = frozenset({"final"})
+    kinds: ClassVar[frozenset[str]] = frozenset({"write", "read"})
     Params: ClassVar[type[msgspec.Struct]] = LostUpdateParams
 
     def __init__(self, rule: Rule, params: LostUpdateParams, registry: Registry) -> None:

@@ -66,6 +66,7 @@ class TornRead:
 
     kind: ClassVar[str] = "state.torn_read"
     sees: ClassVar[frozenset[Sight]] = frozenset({"final"})
+    kinds: ClassVar[frozenset[str]] = frozenset({"write", "read"})
     Params: ClassVar[type[msgspec.Struct]] = TornReadParams
 
     def __init__(self, rule: Rule, params: TornReadParams, registry: Registry) -> None:
