@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from edge.chshim import Server
-from handrail.edge.clickhouse import Batch
+from handrail.edge.clickhouse import Batch, Refused
 from handrail.edge.database import Database
 from handrail.edge.report import ReportData, json_lines, render, report, run, since_seconds, since_text
 
@@ -129,6 +129,19 @@ def test_worst_workflows_come_first(data: ReportData) -> None:
         mine = [row for row in recent(EVENTS) if row["workflow"] == line.workflow and row["kind"] == "handoff"]
         assert abs(line.handoffs - len(mine)) <= 1
         assert line.elapsed_ms == pytest.approx((mine[0]["at"] - mine[-1]["at"]) * 1000, abs=80_000)
+
+
+def test_an_older_database_is_read_as_far_as_it_goes(server: Server, filled: Database) -> None:
+    """A view that a later version brought is missing there; what is missing altogether is refused."""
+    old = Database(server.dsn("old"), "old")
+    old.prepare(30)
+    old._connected().command("DROP VIEW old.handoff_overhead")
+    assert report(old, 3600).overheads == ()
+    old._connected().command("DROP VIEW old.handoff")
+    with pytest.raises(Refused):
+        report(old, 3600)
+    old.close()
+    assert filled.name == "handrail"
 
 
 def test_what_happened_over_time_adds_up(data: ReportData) -> None:
