@@ -496,7 +496,7 @@ class SchemaDrift:
             says = f"came in {old} of the payloads and now comes in {new}"
         else:
             old, new = _quartiles(before), _quartiles(measure.now)
-            what = {"number": "", "length": "its length ", "size": "the size of the payload "}[measure.kind]
+            what = {"number": "", "length": "its length ", "size": "its size "}[measure.kind]
             says = f"{what}moved: the median was about {old['p50']:g} and is about {new['p50']:g}"
         change = _Change(measure.path, name, old, new, "past", says)
         evidence = {
@@ -511,7 +511,7 @@ class SchemaDrift:
         version, before = self._version(event, value), sender.agent_version
         part = "reply" if sender.is_reply else "payload"
         who = sender.source or "an unknown agent"
-        place = change.path or "the payload"
+        place = f"{change.path or f'the {part}'} " if change.change != "size" else ""
         by = "" if version is None else f" ({version})"
         evidence = {
             "path": change.path,
@@ -530,7 +530,7 @@ class SchemaDrift:
         sender.changes.append({name: evidence[name] for name in _SHORT})
         del sender.changes[:-20]
         message = (
-            f"{part} of {who}{by} to {sender.target or 'an unknown agent'} changed its shape: {place} {change.says}"
+            f"{part} of {who}{by} to {sender.target or 'an unknown agent'} changed its shape: {place}{change.says}"
         )
         return finding(
             self._rule,
