@@ -17,7 +17,7 @@ from typing import Any
 import msgspec
 import pytest
 import trustme
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
 from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
@@ -282,6 +282,7 @@ strange = st.builds(
 )
 
 
+@example([(event(at=1e308, duration_ms=1e308), ["x"])], 1)
 @given(st.lists(st.tuples(st.none() | strange, st.lists(texts, max_size=2)), max_size=8), st.integers(1, 4))
 @settings(deadline=None, max_examples=60)
 def test_any_event_becomes_a_span_that_can_be_sent(stream: list[tuple[Event | None, list[str]]], keys: int) -> None:
@@ -487,6 +488,7 @@ def test_past_its_limit_only_what_has_findings_is_taken(free_port: Callable[[], 
         text = metrics.render().decode()
         assert 'handrail_dropped_total{reason="trace_queue_full",intentional="false"} 50.0' in text
         assert "handrail_trace_queue_events 100.0" in text
+        assert sum(bool(findings) for _, findings in traces._waiting) == 20
         assert all(each is None or each.payload is each.reply is None for each, _ in traces._waiting)
 
     run(config, act)

@@ -17,6 +17,7 @@ import contextlib
 import logging
 import math
 import re
+import sys
 import threading
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -43,6 +44,9 @@ K = TypeVar("K")
 V = TypeVar("V")
 
 CLOSE_SECONDS = 5.0
+SWITCH_SECONDS = 0.0005
+"""For how long the thread may keep the interpreter from the event loop. A batch is 80 ms of encoding; with Python's own
+5 ms the loop's timers were late by 9 ms (p99) while spans were sent, with this by 3, and by 2 without any spans."""
 SCOPE = "handrail"
 EVIDENCE_CHARACTERS = 4_096
 ATTRIBUTE_CHARACTERS = 4_096
@@ -391,8 +395,8 @@ def sampled(trace: int, ratio: float) -> bool:
 
 
 def nanoseconds(at: float) -> int:
-    """Seconds to nanoseconds as a span can hold them: from nought to the year 2262."""
-    return min(max(round(at * 1e6) * 1000, 0), _INT64 - 1) if math.isfinite(at) else 0
+    """Seconds to nanoseconds as a span can hold them, twice: from nought to the year 2255."""
+    return round(min(max(at, 0.0), 9e9) * 1e6) * 1000 if math.isfinite(at) else 0
 
 
 def _clean(text: str) -> str:
@@ -538,6 +542,7 @@ class Traces:
         self._thread: threading.Thread | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._heard = _LastWords()
+        self._switched = sys.getswitchinterval()
         metrics.watch("handrail_trace_queue_events", lambda: len(self._waiting))
         metrics.gauge("handrail_trace_queue_limit_events", self._limit)
         metrics.gauge("handrail_trace_up", 0)
@@ -561,6 +566,8 @@ class Traces:
     async def start(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._heard.listen()
+        self._switched = sys.getswitchinterval()
+        sys.setswitchinterval(min(self._switched, SWITCH_SECONDS))
         self._thread = threading.Thread(target=self._run, name="handrail-traces", daemon=True)
         self._thread.start()
 
@@ -580,6 +587,7 @@ class Traces:
             self._waiting.clear()
         await asyncio.sleep(0)  # what the thread told the loop is counted before the last scrape
         self._heard.stop()
+        sys.setswitchinterval(self._switched)
 
     def _run(self) -> None:
         while True:
