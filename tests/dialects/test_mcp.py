@@ -166,6 +166,7 @@ def test_a_changed_schema_is_a_new_version() -> None:
         ({"jsonrpc": "2.0", "id": 1, "error": {"code": -32603, "message": "x"}}, "failed", -32603),
         (result({"content": []}, id=2), "unknown", 200),
         (result({"content": []}, id="1"), "unknown", 200),
+        (result({"content": []}, id=1.0), "completed", 200),
     ],
 )
 @pytest.mark.parametrize("streamed", [False, True])

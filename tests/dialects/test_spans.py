@@ -460,6 +460,19 @@ def test_handoffs_there_and_back_and_there_again_are_three() -> None:
     assert told(story) == [("a", "b", "accepted"), ("b", "a", "accepted"), ("a", "b", "accepted")]
 
 
+def test_clues_of_two_turns_are_two_handoffs() -> None:
+    """A tool that was seen in one turn and a handoff in a later one are not the same."""
+    story = Story()
+    said = {"gen_ai.operation.name": "invoke_agent"}
+    work = story.span("invoke_agent a", None, 3, **said, **{"gen_ai.agent.name": "a"})
+    story.span("transfer_to_b", work, 1, openinference__span__kind="TOOL")
+    story.span("invoke_agent b", None, 3, **said, **{"gen_ai.agent.name": "b"})
+    again = story.span("invoke_agent a", None, 3, **said, **{"gen_ai.agent.name": "a"})
+    story.span("handoff to b", again, 1, **{"input.value": "a", "output.value": "b"})
+    story.span("invoke_agent b", None, 3, **said, **{"gen_ai.agent.name": "b"})
+    assert told(story) == [("a", "b", "accepted")] * 2
+
+
 def test_parallel_calls_are_told_apart_by_their_ids() -> None:
     """Two calls to the same coworker are two handoffs, with their own arguments."""
     story = Story()
@@ -639,6 +652,18 @@ def test_two_on_the_wire_and_two_in_spans_are_two() -> None:
         span["traceId"] = story.trace
     add(by, story.request())
     assert len(by.end()) == 2
+
+
+def test_a_span_stands_for_one_handoff_on_the_wire() -> None:
+    """A second one between the same two is told, though the first was not."""
+    by = inspector()
+    add(by, openai_agents_openinference().request())
+    assert len(by.due(1_000.0)) == 1
+    found = [
+        by.pipeline.observe(seen_on_wire(id=id, protocol="a2a", source="Triage Agent", outcome="completed")).event
+        for id in ("w1", "w2")
+    ]
+    assert [event is not None for event in found] == [False, True]
 
 
 # Bounds and bad input.
