@@ -148,7 +148,7 @@ BOARD = Board(
             8,
             [
                 (
-                    8,
+                    6,
                     trend(
                         "Size of payloads",
                         "Quantiles of the bytes that were handed over.",
@@ -159,7 +159,7 @@ BOARD = Board(
                     ),
                 ),
                 (
-                    8,
+                    6,
                     trend(
                         "Tokens of context",
                         "Quantiles of the tokens that were handed over, where the payload says how many; the line is "
@@ -173,7 +173,7 @@ BOARD = Board(
                     ),
                 ),
                 (
-                    8,
+                    6,
                     trend(
                         "Outcomes",
                         "What became of the handoffs on these edges.",
@@ -184,6 +184,19 @@ BOARD = Board(
                         unit="reqps",
                         stacked=True,
                         empty="No handoffs here.",
+                    ),
+                ),
+                (
+                    6,
+                    trend(
+                        "Findings by rule",
+                        "How often each rule fires on these edges, per minute.",
+                        prom(
+                            f"60 * sum by (rule) (rate(handrail_edge_findings_total{{{E}}}[$__rate_interval]))",
+                            "{{rule}}",
+                        ),
+                        stacked=True,
+                        empty="No rule fires here.",
                     ),
                 ),
             ],

@@ -139,9 +139,9 @@ BOARD = Board(
                     8,
                     trend(
                         "Findings per second by severity",
-                        "How often rules fire. Findings carry no edge in Prometheus; the table below has it.",
+                        "How often rules fire on the edges chosen above, by how bad it is.",
                         prom(
-                            f"sum by (severity) (rate(handrail_findings_total{{{C}}}[$__rate_interval]))",
+                            f"sum by (severity) (rate(handrail_edge_findings_total{{{E}}}[$__rate_interval]))",
                             "{{severity}}",
                         ),
                         colours=SEVERITIES,

@@ -351,8 +351,13 @@ BOARD = Board(
                     6,
                     trend(
                         "Rules in force",
-                        "Rules by sidecar.",
+                        "Rules by sidecar, and how often a minute any of them fires.",
                         prom(f"max by (instance) (handrail_rules{{{C}}})", SIDECAR),
+                        prom(
+                            f"60 * sum(rate(handrail_findings_total{{{C}}}[$__rate_interval]))",
+                            "findings a minute",
+                            ref="B",
+                        ),
                         empty="No sidecar reports.",
                     ),
                 ),

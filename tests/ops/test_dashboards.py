@@ -203,7 +203,7 @@ def test_links_resolve(board: Mapping[str, Any]) -> None:
 def test_links_from_alerts_resolve() -> None:
     """What an alert leads to is a dashboard that is here, with variables that it has."""
     for path in sorted((grafana.DASHBOARDS.parent / "rules" / "alerts").glob("*.yaml")):
-        for url in re.findall(r"/d/[^\s\"']+", path.read_text("utf-8")):
+        for url in re.findall(r"/d/[^\s\"']+", re.sub(r"\{\{[^}]*\}\}", "x", path.read_text("utf-8"))):
             parts = urlsplit(url)
             uid = parts.path.removeprefix("/d/").split("/")[0]
             theirs = {variable["name"] for variable in BOARDS[uid]["templating"]["list"]}
