@@ -469,6 +469,8 @@ class WaitDeadlock:
         return self._judge(flow, flow.graph.add(wait), event)
 
     def _end(self, wait_id: str) -> None:
+        if wait_id not in self._live:  # its own end came before what ends it
+            return
         flows = self._flows_of(wait_id)
         del self._live[wait_id]
         self._ends.pop(wait_id, None)
