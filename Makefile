@@ -10,7 +10,7 @@ FRAMEWORKS := openai-agents langgraph autogen
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test frameworks test-frameworks lint format rules compiled test-compiled bench bench-stores clean
+.PHONY: help setup demo test frameworks test-frameworks lint format rules compiled test-compiled bench bench-stores bench-detectors bench-waits clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*##/\1:/p' $(MAKEFILE_LIST) | while IFS=: read -r name text; do printf '  make %-15s%s\n' "$$name" "$$text"; done
@@ -54,6 +54,12 @@ bench: $(FAST)/.bench-ready  ## measure the compiled build beside Envoy, mitmpro
 
 bench-stores: $(FAST)/.bench-ready  ## measure what a Redis store costs behind the compiled build (needs redis-tools)
 	@$(FAST)/bin/python tests/bench/stores.py --handrail $(FAST)/bin/python $(ARGS)
+
+bench-detectors: $(FAST)/.bench-ready  ## measure all detectors together on one core, and their memory
+	@$(FAST)/bin/python tests/bench/detectors.py $(ARGS)
+
+bench-waits: $(FAST)/.bench-ready  ## measure deadlock detection against rebuilding the wait-for graph
+	@$(FAST)/bin/python tests/bench/waits.py $(ARGS)
 
 clean:  ## remove the environments and every cache
 	rm -rf $(VENV) $(FAST) $(AGENTS) .cache .hypothesis .mypy_cache .pytest_cache .ruff_cache dist build

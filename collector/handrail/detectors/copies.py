@@ -10,7 +10,7 @@ from typing import Any, Literal
 import msgspec
 
 from handrail.detectors.sighting import ACKNOWLEDGED, Hold, ended, is_output, reader_of, same_content, says_complete
-from handrail.detectors.similarity import text_of, words
+from handrail.detectors.similarity import phrases_of
 from handrail.event import Event
 
 _KINDS = frozenset({"write", "publish", "deliver"})
@@ -20,12 +20,9 @@ _TASKS = 32
 _MIN_BYTES = 32
 """Content shorter than this (`ok`, `{}`) is the same in many tasks without being copied."""
 
-_SHINGLE = 3
-"""Words in a row that are compared as one."""
-
 Reason = Literal["same_task", "same_content", "similar"]
-Sketch = Callable[[Any], Any]
-"""A payload to its MinHash, None for one without words."""
+Sketch = Callable[[Any, str | None], Any]
+"""A payload and its digest to its MinHash, None for one without words."""
 
 
 class Copy(msgspec.Struct, frozen=True):
@@ -93,7 +90,7 @@ class Copies:
         else:
             return
         if counts and self._sketch is not None and event.payload is not None:
-            sketch = self._sketch(event.payload)
+            sketch = self._sketch(event.payload, event.digest)
         if event.payload is not None or event.reply is not None:
             event = msgspec.structs.replace(event, payload=None, reply=None)
         self._hold.add(when, event.id, _Fact(event, counts, sketch), kind == "write")
@@ -247,13 +244,15 @@ def _sketcher() -> Sketch:
     except ImportError as error:
         raise ValueError(f"`similarity` needs handrail[similarity] to be installed: {error}") from None
 
-    def sketch(payload: Any) -> Any:
-        said = list(words(text_of(payload)))
-        if not said:
+    # Its permutations are the same for every text, and making them takes longer than reading one.
+    empty = MinHash(num_perm=128, seed=1, hashfunc=int)
+
+    def sketch(payload: Any, digest: str | None) -> Any:
+        codes = phrases_of(payload, digest)
+        if not codes:
             return None
-        parts = {b" ".join(said[at : at + _SHINGLE]) for at in range(max(1, len(said) - _SHINGLE + 1))}
-        made = MinHash(num_perm=128, seed=1)
-        made.update_batch(sorted(parts))
+        made = empty.copy()
+        made.update_batch(codes)
         return made
 
     return sketch

@@ -119,10 +119,10 @@ class ContextForwarded:
             if hop.source in (source, target):
                 continue
             coarse = mask | hop.mask
-            earlier = [code for code in hop.prints if not code & coarse]
+            earlier = hop.prints if coarse == hop.mask else [code for code in hop.prints if not code & coarse]
             if len(earlier) < _ENOUGH:
                 continue
-            share = sum(code in prints for code in earlier) / len(earlier)
+            share = len(prints.intersection(earlier)) / len(earlier)
             if share > most:
                 most, worst = share, hop
         if worst is None or most < self._allowed(source, target):
