@@ -128,6 +128,24 @@ def test_a_change_is_told_on_its_first_payload_and_never_again(
     assert found.evidence["since"] == "1970-01-01T00:00:40.000000Z"
 
 
+@pytest.mark.parametrize("before", [20, 40])
+def test_a_declared_field_that_stays_away_is_told_on_the_first_payload_without_it(build: Any, before: int) -> None:
+    """Once, whether it stays away or comes back; not where it was missing before, nor where the past is short."""
+    schema = {"type": "object", "properties": {"task_id": {"type": "string"}, "note": {"type": "string"}}}
+    schemas = {"writer.reviewer": {"1": schema}}
+
+    def sent(gaps: set[int], count: int) -> list[Event]:
+        values = ({"task_id": "t" * 200} | ({} if index in gaps else {"note": "a b"}) for index in range(count))
+        return [handoff(index, value) for index, value in enumerate(values)]
+
+    for gaps in (set(range(before, 200)), {before}):
+        (found,) = observed(build("schema.drift", schemas=schemas), sent(gaps, 200))
+        assert (found.event, *told([found])) == (f"e{before}", ("/note", "removed"))
+        assert (found.evidence["old"], found.evidence["against"], found.side) == ("100%", "past", "sender")
+    assert observed(build("schema.drift", schemas=schemas), sent({3, before}, 60)) == []
+    assert observed(build("schema.drift", schemas=schemas), sent({15}, 18)) == []
+
+
 def test_a_field_that_the_schema_does_not_name_is_news_at_once(build: Any) -> None:
     """The very first payload is enough, at any depth, through references, in arrays and in the wrong branch."""
     pipeline = build("schema.drift", schemas={"writer.reviewer": {"1": SCHEMA}})
