@@ -569,28 +569,26 @@ class WaitDeadlock:
         return found
 
     def _confirm(self, flow: _Flow, deadlock: _Deadlock) -> Iterable[Finding]:
-        flow.pending = [each for each in flow.pending or () if each is not deadlock] or None
+        """What is left of a deadlock that is due: itself, or the parts into which an end has split it."""
+        pending = [each for each in flow.pending or () if each is not deadlock]
+        found: list[Finding] = []
         for knot in flow.graph.knots():
-            if deadlock.agents.isdisjoint(knot) or self._is_told(flow, frozenset(knot)):
+            agents = frozenset(knot)
+            if deadlock.agents.isdisjoint(agents) or self._is_told(flow, agents):
                 continue
             acted = max(((flow.acted or {}).get(agent, -math.inf) for agent in knot), default=-math.inf)
             closed = _closed(flow.graph, knot)
             stood = max(acted, closed)
-            if stood > deadlock.closed:
-                deadlock = msgspec.structs.replace(
-                    deadlock, agents=frozenset(knot), closed=stood, due=stood + deadlock.due - deadlock.closed
-                )
-                if any(each.agents == deadlock.agents for each in flow.pending or ()):
-                    return NOTHING
-                flow.pending = [*(flow.pending or ()), deadlock]
-                self._remind(flow, deadlock.due)
-                return NOTHING
-            if not flow.pending:
-                flow.acted = None
-            return (self._tell(flow, knot),)
-        if not flow.pending:
+            if stood <= deadlock.closed:
+                found.append(self._tell(flow, knot))
+            elif not any(each.agents == agents for each in pending):
+                due = stood + deadlock.due - deadlock.closed
+                pending.append(msgspec.structs.replace(deadlock, agents=agents, closed=stood, due=due))
+                self._remind(flow, due)
+        flow.pending = pending or None
+        if not pending:
             flow.acted = None
-        return NOTHING
+        return found
 
     def _tell(self, flow: _Flow, knot: list[str]) -> Finding:
         agents = frozenset(knot)
