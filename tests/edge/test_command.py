@@ -474,3 +474,23 @@ def test_ctrl_c_reaches_the_command_once(handrail_command: Sequence[str]) -> Non
         os.close(terminal)
     assert seen.count("SIGINT") == 1
     assert os.waitstatus_to_exitcode(status) == 5
+
+
+def test_spans_are_led_through_and_passed_on(call: Call) -> None:
+    """Over HTTP, by a client that would have asked the forward proxy: they are counted as no traffic."""
+    program = """if True:
+        from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+        from opentelemetry.sdk.trace import TracerProvider
+        from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+        provider = TracerProvider()
+        provider.add_span_processor(SimpleSpanProcessor(OTLPSpanExporter()))
+        provider.get_tracer("t").start_span("work").end()
+        provider.shutdown()
+        print("sent")
+        """
+    with model() as (port, paths):
+        process = call(sys.executable, "-c", program, OTEL_EXPORTER_OTLP_ENDPOINT=f"http://127.0.0.1:{port}")
+
+    assert process.stdout == "sent\n", process.stderr
+    assert paths == [f"127.0.0.1:{port}/v1/traces"]
+    assert "0 handoffs, 0 model calls, 0 findings" in process.stderr
