@@ -87,3 +87,12 @@ def test_enforced_the_retry_is_refused(build) -> None:
     assert asked.refusal.finding.evidence["version"] == 3
     pipeline.observe(event("handoff", "h2", 0.5, "boss", "a", attempt=2, outcome="rejected"))
     assert not pipeline.advance(100.0).findings
+
+
+def test_what_was_handed_out_before_there_was_a_store_is_known(build) -> None:
+    """The coordinator's first handoff came before anybody wrote anything; its second, to somebody else, is a retry."""
+    first = event("handoff", "h1", -60.0, "boss", "a", payload={"text": "work"})
+    again = event("handoff", "h2", 20.0, "boss", "b")
+    (got,) = found(build, first, write(), again, until=25.0)
+    assert (got.event, got.evidence["reason"]) == ("h2", "retried")
+    assert not found(build, write(), again, until=25.0), "who never handed it out hands it on"

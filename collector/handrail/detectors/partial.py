@@ -4,7 +4,7 @@ The writer died, or its bus did, between the write and the event: the output lie
 coordinator that then hands the task out again makes a second output of it.
 """
 
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Iterable, Iterator
 from heapq import heapify, heappop, heappush
 from typing import Any, ClassVar
@@ -14,8 +14,11 @@ import msgspec
 from handrail.detectors import NOTHING, Count, Rule, Seconds, Sight, finding, instant, lasting
 from handrail.detectors.sighting import (
     ACKNOWLEDGED,
+    Handed,
     Hold,
     ended,
+    handed,
+    handoff_of,
     is_output,
     reader_of,
     says_complete,
@@ -84,6 +87,8 @@ class HandoffPartial:
         self._tasks: OrderedDict[tuple[str | None, str], _Task] = OrderedDict()
         self._waits: list[tuple[float, str, int, _Output]] = []
         self._refused: OrderedDict[str, None] = OrderedDict()
+        self._asleep: deque[Handed] | None = deque(maxlen=params.keys)
+        """Handoffs that came before there was any store; then None."""
 
     def observe(self, event: Event) -> Iterable[Finding]:
         kind = event.kind
@@ -98,6 +103,9 @@ class HandoffPartial:
             if not told:
                 return NOTHING
         elif kind == "handoff":
+            if self._asleep is not None:
+                self._asleep.append(handed(event))
+                return NOTHING
             when, told = event.at, False
         elif kind in _BUS or (kind == "read" and self._params.until_read):
             if event.outcome not in ACKNOWLEDGED:
@@ -107,10 +115,17 @@ class HandoffPartial:
                 return NOTHING
         else:
             return NOTHING
+        if self._asleep is not None:
+            self._wake(self._asleep)
         if event.payload is not None or event.reply is not None:
             event = msgspec.structs.replace(event, payload=None, reply=None)
         self._hold.add(when, event.id, (event, told), kind != "write")
         return list(self._taken_up(self._hold.excess()))
+
+    def _wake(self, asleep: deque[Handed]) -> None:
+        self._asleep = None
+        for each in asleep:
+            self._hold.add(each[1], each[0], (handoff_of(each), False), True)
 
     def _task(self, event: Event) -> _Task:
         name = (event.workflow, event.task or "")
@@ -285,4 +300,4 @@ class HandoffPartial:
         return [*self._taken_up(self._hold.rest()), *self._timed(self._hold.seen_until)]
 
     def __len__(self) -> int:
-        return len(self._tasks)
+        return max(len(self._tasks), len(self._asleep or ()))

@@ -5,7 +5,7 @@ Newer goes by the version where both have one that can be ordered, else by conte
 A read below the current epoch of its task is one whatever the time.
 """
 
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Iterable, Iterator
 from heapq import heappop, heappush
 from typing import Annotated, Any, ClassVar, Literal
@@ -16,10 +16,13 @@ from handrail.detectors import NOTHING, Count, Rule, Sight, finding, instant, la
 from handrail.detectors.sighting import (
     ACKNOWLEDGED,
     MAYBE,
+    Handed,
     Hold,
     comparable,
     ended,
     epoch_of,
+    handed,
+    handoff_of,
     is_missing,
     order_of,
     reader_of,
@@ -118,6 +121,8 @@ class StaleRead:
         self._told: OrderedDict[tuple[str | None, str | None], list[_Stale]] = OrderedDict()
         self._waiting: list[tuple[float, str, int, _Stale]] = []
         self._refused: OrderedDict[str, None] = OrderedDict()
+        self._asleep: deque[Handed] | None = deque(maxlen=params.keys)
+        """Handoffs of the last moments, until there is a store; then None."""
 
     def observe(self, event: Event) -> Iterable[Finding]:
         kind = event.kind
@@ -131,10 +136,20 @@ class StaleRead:
             when = event.at
         else:
             return NOTHING
+        if self._asleep is not None:
+            if kind == "handoff" and event.state_version is None:
+                self._asleep.append(handed(event))
+                return NOTHING
+            self._wake(self._asleep)
         if event.payload is not None or event.reply is not None:
             event = msgspec.structs.replace(event, payload=None, reply=None)
         self._hold.add(when, event.id, event, kind == "read")
         return list(self._taken_up(self._hold.excess()))
+
+    def _wake(self, asleep: deque[Handed]) -> None:
+        self._asleep = None
+        for each in asleep:
+            self._hold.add(each[1], each[0], handoff_of(each), False)
 
     def _see(self, event: Event) -> Iterator[Finding]:
         if event.kind == "read":
@@ -343,6 +358,10 @@ class StaleRead:
             yield from self._see(event)
 
     def advance(self, now: float) -> Iterable[Finding]:
+        asleep = self._asleep
+        if asleep is not None:
+            while asleep and asleep[0][1] < now - self._hold.lateness:
+                asleep.popleft()
         found = list(self._taken_up(self._hold.due(now)))
         if self._waiting:
             found += self._timed(now - self._hold.lateness)
@@ -356,7 +375,7 @@ class StaleRead:
         return [*self._taken_up(self._hold.rest()), *self._timed(float("inf"))]
 
     def __len__(self) -> int:
-        return max(len(self._writes), len(self._epochs), len(self._told))
+        return max(len(self._writes), len(self._epochs), len(self._told), len(self._asleep or ()))
 
 
 def _rank(write: _Write) -> tuple[float, tuple[float, ...], float, str]:
