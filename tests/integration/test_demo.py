@@ -65,11 +65,15 @@ def test_every_failure_is_found_and_every_exchange_is_recorded(handrail_command:
     assert recorded.state.keys() == set(STATE_EDGES)
     assert all(recorded.state[edge][0][what] > 0 for edge in STATE_EDGES for what in OPERATIONS)
     found = {kind for kinds in recorded.findings.values() for kind in kinds}
-    assert found == {step.finds for step in (*PLAN, *STATE_PLAN) if step.finds is not None}
+    also = {kind for step in PLAN for kind in step.also}
+    assert found - also == {step.finds for step in (*PLAN, *STATE_PLAN) if step.finds is not None}
     for step in (*PLAN, *STATE_PLAN):
         if step.finds is not None and step.edge is not None:
             assert recorded.findings[step.edge][step.finds] > 0
-    assert set(recorded.findings["analyst", "writer"]) - {"budget.exceeded"} == {"schema.violation", "schema.unknown"}
+    assert set(recorded.findings["analyst", "writer"]) - also - {"budget.exceeded"} == {
+        "schema.violation",
+        "schema.unknown",
+    }
     assert recorded.findings["coordinator", "researcher"] == {"budget.exceeded": 1}
     assert set(recorded.findings["scout", "indexer"]) == {"state.stale_read", "handoff.partial"}
     assert recorded.findings["scout", "indexer"]["handoff.partial"] == 1

@@ -80,6 +80,8 @@ class Step(msgspec.Struct, frozen=True, kw_only=True):
     finds: str | None = None
     """Kind of the finding."""
     edge: Edge | None = None
+    also: tuple[str, ...] = ()
+    """Kinds that it may be found by as well, where there was time to learn what is usual."""
 
 
 PLAN = (
@@ -90,6 +92,7 @@ PLAN = (
         happens="analyst 2.0 hands over another payload",
         finds="schema.violation",
         edge=("analyst", "writer"),
+        also=("schema.drift",),
     ),
     Step(
         at=0.4,
@@ -139,7 +142,7 @@ STATE_PLAN = (
         at=0.5,
         agent="indexer",
         dies=True,
-        happens="the indexer is killed before it acknowledges, and does it twice",
+        happens="the indexer is killed too early, and indexes twice",
         finds="output.duplicate",
         edge=("indexer", "archivist"),
     ),
@@ -594,7 +597,7 @@ def judge(tally: Mapping[tuple[str, str, str], int], recorded: Recorded, plan: S
         for source, target, what in sorted(operated.keys() | held.keys())
         if operated[source, target, what] != held.get((source, target, what), 0)
     ]
-    planned = {step.finds for step in plan}
+    planned = {kind for step in plan for kind in (step.finds, *step.also)}
     return Verdict(
         made=sum(tally.values()),
         recorded=recorded.exchanges,
