@@ -75,6 +75,10 @@ class _Workflow(msgspec.Struct):
     listed: dict[str, str] = {}
     """Names in `output.artifacts` → the event."""
     ids: dict[str, None] = {}
+    as_before: int = 0
+    """Hash of the last hop's constraints, where nothing was missing from them; one like it has nothing to tell."""
+    named: int = 0
+    """Hash of what the last hop's `output.artifacts` names."""
 
 
 class ContextLost:
@@ -157,6 +161,11 @@ class ContextLost:
         self, workflow: _Workflow, event: Event, context: Mapping[str, Any], keep: Keep
     ) -> Iterator[Finding]:
         said = context.get("constraints")
+        mark = 0
+        if type(said) is list and said and all([type(item) is str for item in said]):
+            mark = hash(tuple(said))
+            if mark == workflow.as_before:
+                return
         listed = [text_of(item) for item in said][:_ITEMS] if type(said) is list else []
         if keep == "always" and not listed:
             yield self._found(
@@ -167,6 +176,7 @@ class ContextLost:
                 None,
             )
         known = workflow.constraints
+        workflow.as_before = 0
         due = [each for each in known.values() if workflow.hops - each.hop >= _LATER and each.source != event.target]
         literal = set(map(_wording, listed))
         if keep != "never":
@@ -192,6 +202,8 @@ class ContextLost:
                         each.event,
                         str(each.index),
                     )
+        if mark and len(listed) < _ITEMS and all([not literal.isdisjoint(each.texts) for each in known.values()]):
+            workflow.as_before = mark
         texts: set[int] = set().union(*(each.texts for each in known.values()))
         for index, text in enumerate(listed):
             wording = _wording(text)
@@ -215,10 +227,14 @@ class ContextLost:
         produced = output.get("artifacts") if type(output) is dict else None
         produced = produced[:_ITEMS] if type(produced) is list else []
         listed = [("/output/artifacts/*", index, artifact) for index, artifact in enumerate(produced)]
+        mark = hash(tuple([_mark(artifact) for artifact in produced]))
+        wanted = list(_wanted(payload))
+        if mark == workflow.named and not wanted and not workflow.written and keep != "always":
+            return
+        workflow.named = mark
         if keep == "always" or (keep == "once_said" and workflow.written):
             yield from self._unwritten(event, listed, workflow.written, "wrote")
         own = {name: event.id for artifact in produced if (name := _reference(artifact, inside=True)) is not None}
-        wanted = list(_wanted(payload))
         if wanted and (keep == "always" or (keep == "once_said" and (workflow.written or workflow.listed))):
             yield from self._unwritten(event, wanted, {**workflow.written, **workflow.listed, **own}, "wrote or listed")
         for name in own:
@@ -304,6 +320,16 @@ def _wanted(payload: Mapping[str, Any]) -> Iterator[tuple[str, int | None, Any]]
                 continue
             for index, artifact in enumerate(value[:_ITEMS]):
                 yield f"{start}/{key}/*", index, artifact
+
+
+def _mark(artifact: Any) -> str | None:
+    """Something that is equal for artifacts that are called the same."""
+    if type(artifact) is dict:
+        for key in _REFERENCES:
+            if type(found := artifact.get(key)) is str:
+                return found
+        return None
+    return artifact if type(artifact) is str else None
 
 
 _REFERENCES = ("uri", "path", "key", "name", "id", "url")

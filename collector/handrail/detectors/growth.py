@@ -170,13 +170,19 @@ class ContextGrowth:
             workflow.models[event.source] = named
         found: list[Finding] = []
         for name in (f"model of {event.source}",) if is_call else ("", event.target):
-            if name is None or (name not in workflow.series and len(workflow.series) >= _SERIES):
+            if name is None:
                 continue
-            series = workflow.series.setdefault(name, _Series())
-            if series.ids[-1:] == [event.id]:
+            series = workflow.series.get(name)
+            if series is None:
+                if len(workflow.series) >= _SERIES:
+                    continue
+                series = workflow.series[name] = _Series()
+            elif series.ids[-1] == event.id:
                 return NOTHING
-            series.tokens = [*series.tokens, tokens][-self._params.over_hops :]
-            series.ids = [*series.ids, event.id][-self._params.over_hops :]
+            series.tokens.append(tokens)
+            series.ids.append(event.id)
+            if len(series.ids) > self._params.over_hops:
+                del series.tokens[0], series.ids[0]
             judged = self._judge(workflow, series, event, tokens, how, named)
             found = found or list(judged)
         return found or NOTHING
@@ -185,9 +191,12 @@ class ContextGrowth:
         self, workflow: _Workflow, series: _Series, event: Event, tokens: int, how: Source, named: str | None
     ) -> Iterable[Finding]:
         params, counts = self._params, series.tokens
-        growing = len(counts) >= 2 and all(later > earlier for earlier, later in pairwise(counts))
-        if len(counts) >= 2 and counts[-1] < counts[-2]:
-            series.told = ""
+        growing = False
+        if len(counts) >= 2:
+            if counts[-1] > counts[-2]:
+                growing = all(later > earlier for earlier, later in pairwise(counts))
+            elif counts[-1] < counts[-2]:
+                series.told = ""
         if not growing and tokens < self._smallest:
             return NOTHING
         model = self._model(workflow, event, named)
