@@ -162,7 +162,7 @@ class ContextLost:
     ) -> Iterator[Finding]:
         said = context.get("constraints")
         mark = 0
-        if type(said) is list and said and all([type(item) is str for item in said]):
+        if type(said) is list and said and all(type(item) is str for item in said):
             mark = hash(tuple(said))
             if mark == workflow.as_before:
                 return
@@ -202,7 +202,7 @@ class ContextLost:
                         each.event,
                         str(each.index),
                     )
-        if mark and len(listed) < _ITEMS and all([not literal.isdisjoint(each.texts) for each in known.values()]):
+        if mark and len(listed) < _ITEMS and all(not literal.isdisjoint(each.texts) for each in known.values()):
             workflow.as_before = mark
         texts: set[int] = set().union(*(each.texts for each in known.values()))
         for index, text in enumerate(listed):

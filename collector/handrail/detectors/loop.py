@@ -271,8 +271,8 @@ class HandoffLoop:
             moved = digest is None or _new(workflow, "digest", digest)
             known_way = (source, target) in workflow.pairs
             if payload is not None:
-                # Where this way was never taken, or whoever is asked never spoke, nothing can repeat but by digest, which
-                # costs nothing.
+                # Where this way was never taken, or whoever is asked never spoke, nothing can repeat but by digest,
+                # which costs nothing.
                 if moved and (digest is None or (known_way and (workflow.rounds or target in workflow.speakers))):
                     moved = _new(workflow, "content", str(signature(payload)))
                 if self._by_text and workflow.rounds >= self._hear_from:

@@ -10,7 +10,6 @@ from handrail.event import Event, Finding
 from handrail.schema.registry import MAX_VIOLATIONS, Registry, Violation
 from handrail.wire.body import MALFORMED, REASONS
 
-
 _TAKEN = frozenset({"read", "deliver"})
 """Kinds of what an agent takes; such a payload is the reader's to refuse."""
 
