@@ -98,7 +98,7 @@ def recording(tmp_path: Path) -> Path:
     output = {"summary": {"type": "string"}, "artifacts": {}, "confidence": {}}
     (tmp_path / "schemas" / "report").mkdir(parents=True)
     (tmp_path / "schemas" / "report" / "1.json").write_text(
-        json.dumps({"properties": {**dict.fromkeys(envelope(""), {}), "output": {"properties": output}}})
+        json.dumps({"properties": {**{key: {} for key in envelope("")}, "output": {"properties": output}}})
     )
     return file
 

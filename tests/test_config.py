@@ -59,7 +59,10 @@ def test_values_land_in_their_places() -> None:
         ("agnet: x", "agnet: unknown key; did you mean agent?"),
         ("limits: {conections: 1}", "limits.conections: unknown key; did you mean connections?"),
         ("custom: [{name: x, soruce: y}]", "custom[0].soruce: unknown key; did you mean source?"),
-        ("schemas: {zzz: 1}", "schemas.zzz: unknown key; known are directory, edges, poll_seconds, learn, learn_subjects"),
+        (
+            "schemas: {zzz: 1}",
+            "schemas.zzz: unknown key; known are directory, edges, poll_seconds, learn, learn_subjects",
+        ),
         ("routes: [{upstream: 'http://a'}]", "routes[0].listen: is missing"),
         ("limits: {connections: many}", "limits.connections: must be a whole number, not text"),
         ("agent: [a]", "agent: must be text, not a list"),
