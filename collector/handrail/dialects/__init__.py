@@ -7,7 +7,7 @@ that claims a request reads its reply; `http` claims what nobody else does: an e
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Protocol, cast, runtime_checkable
+from typing import Any, Protocol, cast
 from urllib.parse import quote, unquote
 
 import msgspec
@@ -32,7 +32,6 @@ class Dialect(Protocol):
         ...
 
 
-@runtime_checkable
 class Remembering(Protocol):
     """A dialect that knows of some events only later what came of them."""
 
@@ -52,7 +51,10 @@ class Reader:
         self._fallback = fallback
         self._by_name = {dialect.name: dialect for dialect in dialects}
         self._all = tuple(dialects)
-        self._remembering = tuple(dialect for dialect in dialects if isinstance(dialect, Remembering))
+        # By name: mypyc cannot compile a protocol that is looked for when the program runs.
+        self._remembering: tuple[Remembering, ...] = tuple(
+            cast(Any, dialect) for dialect in dialects if hasattr(dialect, "advance") and hasattr(dialect, "end")
+        )
         self._chosen: dict[tuple[str, ...], tuple[Dialect, ...]] = {(): self._all}
 
     def ask(self, exchange: Exchange) -> tuple[Asked, list[Fault]]:
