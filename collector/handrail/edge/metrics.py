@@ -46,6 +46,10 @@ _HANDOFFS = "handrail_handoffs_total"
 COUNTERS: dict[str, tuple[tuple[str, ...], str]] = {
     "handrail_events_total": (("kind", "protocol"), "Events seen that are not handoffs."),
     "handrail_findings_total": (("rule", "severity"), "Occurrences of something wrong in the system that is watched."),
+    "handrail_edge_findings_total": (
+        ("rule", "severity", "source", "target"),
+        "The same by edge; past the limit of label sets source and target are `other`.",
+    ),
     "handrail_faults_total": (("component", "reason"), "What Handrail itself could not do."),
     "handrail_dropped_total": (("reason", "intentional"), "Records given up."),
     "handrail_uninspected_total": (("reason",), "Messages that passed without being read."),
@@ -271,6 +275,14 @@ class Metrics:
 
     def finding(self, finding: Finding) -> None:
         self.count("handrail_findings_total", finding.rule, finding.severity, n=finding.count)
+        name = "handrail_edge_findings_total"
+        labels = (finding.rule, finding.severity, *map(_label, (finding.source, finding.target)))
+        rows = self._counters[name]
+        # A fifth is kept back, so that past the bound rules are still told apart.
+        if labels not in rows and len(rows) >= self.label_sets - max(self.label_sets // 5, 1):
+            self._overflow(name)
+            labels = (finding.rule, finding.severity, "other", "other")
+        self.count(name, *labels, n=finding.count)
 
     def fault(self, fault: Fault) -> None:
         self.count("handrail_faults_total", fault.component, fault.reason)
