@@ -10,8 +10,8 @@ from typing import Any, Literal
 import msgspec
 
 from handrail.detectors.sighting import ACKNOWLEDGED, Hold, ended, is_output, reader_of, same_content, says_complete
-from handrail.detectors.similarity import phrases_of
-from handrail.event import Event
+from handrail.detectors.similarity import phrases_of, text_of
+from handrail.event import Event, digest_of
 
 _KINDS = frozenset({"write", "publish", "deliver"})
 _TASKS = 32
@@ -39,6 +39,8 @@ class _Fact(msgspec.Struct, frozen=True, gc=False):
     counts: bool
     """Whether it is an output or its announcement, and not a read or a sign of progress."""
     sketch: Any = None
+    content: str | None = None
+    """Digest of what is the same under another task, where it is copied."""
 
 
 class _Place(msgspec.Struct):
@@ -91,9 +93,10 @@ class Copies:
             return
         if counts and self._sketch is not None and event.payload is not None:
             sketch = self._sketch(event.payload, event.digest)
+        content = _content_of(event) if counts else None
         if event.payload is not None or event.reply is not None:
             event = msgspec.structs.replace(event, payload=None, reply=None)
-        self._hold.add(when, event.id, _Fact(event, counts, sketch), kind == "write")
+        self._hold.add(when, event.id, _Fact(event, counts, sketch, content), kind == "write")
         for _, fact in self._hold.excess():
             yield from self._see(fact)
 
@@ -115,7 +118,7 @@ class Copies:
         if not fact.counts:
             return
         copy = self._again(event, fact.sketch) if event.kind in _KINDS else None
-        elsewhere = self._elsewhere(event)
+        elsewhere = self._elsewhere(event, fact.content)
         similar = self._similar(event, fact.sketch) if fact.sketch is not None else None
         for found in (copy, elsewhere, similar):
             if found is not None:
@@ -170,18 +173,16 @@ class Copies:
         place = self._places.get(name)
         return place is not None and last.at < ended(place.last) <= event.at
 
-    def _elsewhere(self, event: Event) -> Copy | None:
+    def _elsewhere(self, event: Event, content: str | None) -> Copy | None:
         """The same content under another task of the workflow."""
         if event.kind == "write":
             self._places[("wrote", event.workflow, event.task)] = _Place(event, event)
             self._places.move_to_end(("wrote", event.workflow, event.task))
             if len(self._places) > self._keys:
                 self._places.popitem(last=False)
-        if event.digest is None or event.kind not in ("write", "publish"):
+        if content is None:
             return None
-        if event.payload_bytes is not None and event.payload_bytes < _MIN_BYTES:
-            return None
-        name = (event.workflow, event.kind, event.digest)
+        name = (event.workflow, event.kind, content)
         tasks = self._contents.get(name)
         task = event.task or ""
         if tasks is None:
@@ -226,6 +227,21 @@ class Copies:
 
     def __len__(self) -> int:
         return max(len(self._places), len(self._contents), len(self._texts))
+
+
+def _content_of(event: Event) -> str | None:
+    """What an output says, as a digest: of an envelope its `output` alone, because its task and its agents differ."""
+    if event.kind not in ("write", "publish"):
+        return None
+    payload = event.payload
+    output = payload.get("output") if type(payload) is dict else None
+    if type(output) is dict and output:
+        try:
+            return digest_of(output) if len(text_of(output)) >= _MIN_BYTES else None
+        except TypeError:
+            return event.digest
+    is_short = event.payload_bytes is not None and event.payload_bytes < _MIN_BYTES
+    return None if is_short else event.digest
 
 
 def _write_place(event: Event) -> _Name:

@@ -35,8 +35,8 @@ def _key(*parts: str | None) -> bytes:
 
 
 class DuplicateParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    within_seconds: Seconds = 86_400.0
-    """Two outputs further apart than this are two tasks that share a name."""
+    within_seconds: Seconds = 43_200.0
+    """Two outputs further apart than this are two tasks that share a name: what runs once a day is no retry."""
     lateness_seconds: Annotated[float, msgspec.Meta(ge=0)] = 2.0
     """How late an observation of a store or a bus may arrive."""
     similarity: Annotated[float, msgspec.Meta(gt=0, le=1)] | None = None
@@ -165,7 +165,7 @@ class OutputDuplicate:
 
     def _copied(self, copy: Copy) -> Finding:
         first, second = copy.first, copy.second
-        same = same_content(first.digest, second.digest)
+        same = copy.reason == "same_content" or same_content(first.digest, second.digest)
         content = "content unknown" if same is None else "the same content" if same else "different content"
         gap = ended(second) - ended(first)
         verb = {"write": "wrote", "publish": "published", "deliver": "sent"}.get(second.kind, "handed over")
