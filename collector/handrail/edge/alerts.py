@@ -150,6 +150,8 @@ class Firing:
         key = finding.fingerprint
         alert = self._alerts.get(key)
         if alert is not None:
+            self._watch(key, alert.finding, on=False)
+            self._watch(key, finding, on=True)
             alert.finding, alert.seen_at = finding, now
             alert.count += finding.count
             self._alerts.move_to_end(key)
@@ -160,10 +162,21 @@ class Firing:
             yield self._close(quiet, known, now)
         starts_at = finding.at if now - OLD_SECONDS <= finding.at <= now else now
         alert = self._alerts[key] = _Alert(finding, starts_at, now, now, finding.count)
-        if finding.kind in HELD:
-            for agent in _concerned(finding):
-                self._of_agent.setdefault(agent, set()).add(key)
+        self._watch(key, finding, on=True)
         yield self._notice(alert, now, "opened")
+
+    def _watch(self, key: str, finding: Finding, *, on: bool) -> None:
+        """Begins or ends to look out for the agents that show that a held finding is over."""
+        if finding.kind not in HELD:
+            return
+        for agent in _concerned(finding):
+            keys = self._of_agent.setdefault(agent, set())
+            if on:
+                keys.add(key)
+            else:
+                keys.discard(key)
+            if not keys:
+                del self._of_agent[agent]
 
     def _ended_by(self, event: Event, now: float) -> Iterator[Notice]:
         keys: set[str] = set()
@@ -177,12 +190,7 @@ class Firing:
 
     def _close(self, key: str, alert: _Alert, now: float) -> Notice:
         del self._alerts[key]
-        if alert.finding.kind in HELD:
-            for agent in _concerned(alert.finding):
-                keys = self._of_agent.get(agent, set())
-                keys.discard(key)
-                if not keys:
-                    self._of_agent.pop(agent, None)
+        self._watch(key, alert.finding, on=False)
         return self._notice(alert, now, "resolved")
 
     def _end(self, alert: _Alert, now: float) -> float:
