@@ -46,6 +46,25 @@ def test_growth_that_meets_the_window_is_told_before_it_does(build: Build) -> No
     assert only.events == ("e0", "e1", "e2")
 
 
+@pytest.mark.parametrize(
+    ("fields", "finds"),
+    [
+        ({"agent_version": "gpt-4o"}, 1),
+        ({"kind": "usage", "target": "gpt-4o"}, 1),
+        ({"agent_version": "1.4.0"}, 0),
+        ({"kind": "usage", "target": "openai"}, 0),
+    ],
+)
+def test_an_event_without_payload_may_name_the_model(build: Build, fields: dict[str, str], finds: int) -> None:
+    """As the agent's version, or as whom a model call went to; other names there are no models."""
+    said = {"kind": "handoff", "source": "a", "target": "b"} | fields
+    events = [
+        Event(id=f"e{n}", at=float(n), workflow="w", outcome="completed", tokens=count, **said)  # type: ignore[arg-type]
+        for n, count in enumerate((60_000, 80_000, 100_000))
+    ]
+    assert [each.evidence["model"] for each in found(build("context.growth"), events)] == ["gpt-4o"] * finds
+
+
 def test_near_and_reached_are_told_once_each(build: Build) -> None:
     """A chain that goes on growing is not told at every hop."""
     findings = found(build("context.growth"), chain(60_000, 80_000, 100_000, 120_000, 140_000, 160_000))

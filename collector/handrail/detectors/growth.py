@@ -165,7 +165,7 @@ class ContextGrowth:
         workflow.tokens += tokens
         workflow.hops += 1
         workflow.estimated += how == "estimated"
-        named = model_of(event.reply if is_call else event.payload)
+        named = (model_of(event.reply) if is_call else None) or model_of(event.payload) or self._known_model(event)
         if named is not None and event.source is not None and len(workflow.models) < _SERIES:
             workflow.models[event.source] = named
         found: list[Finding] = []
@@ -186,6 +186,13 @@ class ContextGrowth:
             judged = self._judge(workflow, series, event, tokens, how, named)
             found = found or list(judged)
         return found or NOTHING
+
+    def _known_model(self, event: Event) -> str | None:
+        """Where no payload names it: the agent's version, or whom a model call went to, if a table knows that name."""
+        for name in (event.agent_version, event.target if event.kind == "usage" else None):
+            if name is not None and self._windows.of(name) is not None:
+                return name[:128]
+        return None
 
     def _judge(
         self, workflow: _Workflow, series: _Series, event: Event, tokens: int, how: Source, named: str | None
