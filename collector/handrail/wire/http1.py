@@ -6,8 +6,8 @@ ends, and refuse what two parsers could read in two ways. One message at a time:
 
 The heads of a connection are nearly the same every time. A plain head, one that any two parsers read alike, is looked
 up as a whole, but for its traceparent, and where it is new taken apart line by line against a memory of lines seen
-before: 1 µs and 3 µs where llhttp's callbacks take 9. Whatever is not plain goes to llhttp, and a test holds them all to
-the same answer.
+before: 1 µs and 3 µs where llhttp's callbacks take 9. Whatever is not plain goes to llhttp, and a test holds them all
+to the same answer.
 
 After each `feed` the caller finds in `head` the raw head if it was completed by this call, and in `out` the raw bytes
 of the body that arrived with it, both exactly as received: what may be forwarded.
