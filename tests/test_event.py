@@ -166,3 +166,19 @@ def test_records_are_frozen() -> None:
     with pytest.raises(AttributeError):
         event.at = 1.0  # type: ignore[misc]
     assert msgspec.structs.replace(event, at=1.0).at == 1.0
+
+
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [
+        ({"outcome": "done"}, "outcome: Invalid enum value 'done'; one of asked, accepted, completed"),
+        ({"kind": "call"}, "kind: Invalid enum value 'call'; one of handoff, write"),
+        ({"tokens": "many"}, "tokens: Expected `int | null`, got `str`"),
+        ({"at": "yesterday"}, "at: "),
+    ],
+)
+def test_a_wrong_field_is_named_with_what_it_may_be(wrong: dict[str, str], told: str) -> None:
+    """The key, the problem, the fix."""
+    with pytest.raises(ValueError) as caught:
+        event_from({"kind": "handoff", "id": "e1", "at": 1} | wrong)
+    assert str(caught.value).startswith(told)

@@ -7,7 +7,7 @@ in the docs. Absent is None, never an invented value.
 import json
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import msgspec
 import orjson
@@ -191,6 +191,7 @@ def seconds(at: str | float) -> float:
 
 
 _EVENT_FIELDS = tuple(field.encode_name for field in msgspec.structs.fields(Event))
+_WORDS: dict[str, Any] = {"kind": Kind, "channel": Channel, "outcome": Outcome, "confidence": Confidence, "side": Side}
 _FINDING_FIELDS = tuple(field.encode_name for field in msgspec.structs.fields(Finding))
 
 
@@ -235,4 +236,7 @@ def event_from(value: Mapping[str, Any]) -> Event:
     try:
         return msgspec.convert(fields, Event)
     except msgspec.ValidationError as error:
-        raise ValueError(str(error)) from None
+        problem, _, place = str(error).partition(" - at `$.")
+        name = place.rstrip("`")
+        known = ", ".join(get_args(_WORDS.get(name)))
+        raise ValueError(f"{name}: {problem}{known and f'; one of {known}'}" if name else problem) from None

@@ -104,6 +104,8 @@ def test_words_stay_words() -> None:
     ("text", "told"),
     [
         ("", "is empty"),
+        ("foo", "is a text, not a graph"),
+        ('"foo"', "is a text, not a graph"),
         ("edges: [{from: a}]", "edges[0]: has no to"),
         ("edges:\n- [a, b]\n- 7", "edges[1]: is a number, not an edge"),
         ("edges: [[a, {}]]", "edges[0][1]"),

@@ -76,7 +76,10 @@ def read(text: str, name: str = "") -> Plan:
     """Text in any of the forms to a Plan. `name` may give the form away (`.mmd`). Raises PlanError."""
     if name.endswith((".mmd", ".mermaid")) or _is_mermaid(text):
         return mermaid(text)
-    return of(_parsed(text))
+    value = _parsed(text)
+    if isinstance(value, str):
+        raise PlanError("", "is a text, not a graph; write agents and edges, see the documentation")
+    return of(value)
 
 
 def _parsed(text: str) -> Any:
