@@ -347,3 +347,19 @@ def test_a_token_that_is_not_there_is_refused_before_anything_starts(tmp_path) -
     assert config is not None
     with pytest.raises(ConfigError, match=r"alerts\.token_file"):
         Alerts(config, Metrics(), agent=None, now=time.time, fault=lambda fault: None)
+
+
+# What the rules in rules/alerts read
+
+
+def test_findings_are_counted_by_edge_within_a_bound_and_rules_are_told_apart_past_it() -> None:
+    """An alert says between whom; where there are too many edges, at least which rule."""
+    metrics = Metrics(20)
+    for index in range(100):
+        metrics.finding(finding(rule=f"schema.violation.{index % 3}", source=f"agent {index}", count=2))
+    lines = [line for line in text(metrics).splitlines() if line.startswith("handrail_edge_findings_total{")]
+    assert len(lines) <= 19
+    assert sum(float(line.rpartition(" ")[2]) for line in lines) == 200
+    for rule in range(3):
+        assert any(f'"schema.violation.{rule}"' in line and 'source="other",target="other"' in line for line in lines)
+    assert metrics.render().count(b"\nhandrail_findings_total{") == 3

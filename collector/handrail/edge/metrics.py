@@ -276,7 +276,7 @@ class Metrics:
     def finding(self, finding: Finding) -> None:
         self.count("handrail_findings_total", finding.rule, finding.severity, n=finding.count)
         name = "handrail_edge_findings_total"
-        labels = (finding.rule, finding.severity, *map(_label, (finding.source, finding.target)))
+        labels: tuple[str, ...] = (finding.rule, finding.severity, _label(finding.source), _label(finding.target))
         rows = self._counters[name]
         # A fifth is kept back, so that past the bound rules are still told apart.
         if labels not in rows and len(rows) >= self.label_sets - max(self.label_sets // 5, 1):
