@@ -191,3 +191,19 @@ def test_a_hundred_thousand_keys_are_bounded(build) -> None:
         if number % 1000 == 0:
             pipeline.advance(number / 1000)
     assert len(watch.detector) == 500
+
+
+def test_the_same_read_of_another_task_is_the_same_finding(build) -> None:
+    """Ids of workflow and task inside a key make no new finding; another key does."""
+
+    def stale(workflow: str, task: str, name: str) -> str:
+        at = {"workflow": workflow, "task": task, "key": f"agents:{workflow}:{task}:{name}"}
+        (one,) = found(
+            build("state.stale_read"),
+            write("w1", 0.0, state_version=1, **at),
+            write("w2", 10.0, state_version=2, **at),
+            read("r", 30.0, state_version=1, **at),
+        )
+        return one.fingerprint
+
+    assert stale("w1", "t1", "output") == stale("w2", "t7", "output") != stale("w1", "t1", "meta")

@@ -98,6 +98,16 @@ def finding(
     )
 
 
+def key_form(event: Event) -> str | None:
+    """The key of an event with `*` for the ids of its workflow and its task: what repeats of a finding share."""
+    key = event.key
+    if key is not None:
+        for name in (event.workflow, event.task):
+            if name:
+                key = key.replace(name, "*")
+    return key
+
+
 def instant(at: float) -> str:
     """An instant as evidence shows it: RFC 3339, or the bare number where no calendar holds it."""
     try:

@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar
 import msgspec
 import xxhash
 
-from handrail.detectors import NOTHING, Count, Rule, Seconds, Sight, finding, instant, lasting
+from handrail.detectors import NOTHING, Count, Rule, Seconds, Sight, finding, instant, key_form, lasting
 from handrail.detectors.copies import Copies, Copy
 from handrail.detectors.sighting import ended, same_content, shown
 from handrail.event import Event, Finding
@@ -200,7 +200,7 @@ class OutputDuplicate:
             },
             side="sender",
             events=(first.id, second.id),
-            same=(copy.reason, second.key, content),
+            same=(copy.reason, key_form(second), content),
         )
 
     def close(self) -> Iterable[Finding]:

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 import msgspec
 
-from handrail.detectors import NOTHING, Count, Rule, Seconds, Sight, finding, instant, lasting
+from handrail.detectors import NOTHING, Count, Rule, Seconds, Sight, finding, instant, key_form, lasting
 from handrail.detectors.sighting import (
     ACKNOWLEDGED,
     Hold,
@@ -215,7 +215,7 @@ class HandoffEarly:
             },
             side="store" if event.kind == "deliver" else "sender",
             events=(stream.event, event.id),
-            same=("out_of_order", event.key),
+            same=("out_of_order", key_form(event)),
         )
 
     def _was_sent_so(self, event: Event, number: Order) -> bool:

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 import msgspec
 
-from handrail.detectors import NOTHING, Count, Rule, Sight, finding, instant, lasting
+from handrail.detectors import NOTHING, Count, Rule, Sight, finding, instant, key_form, lasting
 from handrail.detectors.sighting import (
     ACKNOWLEDGED,
     Hold,
@@ -175,7 +175,7 @@ class LostUpdate:
             evidence=evidence,
             side="sender",
             events=tuple(dict.fromkeys((*seen, first.id, second.id))),
-            same=(event.key, first.writer),
+            same=(key_form(event), first.writer),
         )
 
     def advance(self, now: float) -> Iterable[Finding]:

@@ -12,7 +12,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 import msgspec
 
-from handrail.detectors import NOTHING, Count, Rule, Sight, finding, instant, lasting
+from handrail.detectors import NOTHING, Count, Rule, Sight, finding, instant, key_form, lasting
 from handrail.detectors.sighting import (
     ACKNOWLEDGED,
     MAYBE,
@@ -340,7 +340,13 @@ class StaleRead:
             events = (*events, act.id)
         stale.is_told = True
         return finding(
-            self._rule, stale.read, message, evidence=evidence, side=stale.side, events=events, same=(stale.read.key,)
+            self._rule,
+            stale.read,
+            message,
+            evidence=evidence,
+            side=stale.side,
+            events=events,
+            same=(key_form(stale.read),),
         )
 
     def _timed(self, until: float) -> Iterator[Finding]:

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 import msgspec
 
-from handrail.detectors import NOTHING, Count, Rule, Sight, finding, instant
+from handrail.detectors import NOTHING, Count, Rule, Sight, finding, instant, key_form
 from handrail.detectors.sighting import ACKNOWLEDGED, Hold, comparable, ended, order_of, reader_of, shown, told
 from handrail.detectors.stale import Grace
 from handrail.event import Event, Finding
@@ -190,7 +190,7 @@ class TornRead:
             evidence=evidence,
             side="store",
             events=tuple(dict.fromkeys(ids)),
-            same=(old.key, new.key),
+            same=(key_form(old), key_form(new)),
         )
 
     def advance(self, now: float) -> Iterable[Finding]:

@@ -163,7 +163,7 @@ class Sidecar:
         self.alerts: Alerts | None = None
         if config.alerts is not None:
             self.alerts = Alerts(
-                config.alerts, self.metrics, agent=config.agent, now=lambda: self.proxy.now(), fault=self._fault
+                config.alerts, self.metrics, agent=config.agent, now=self._now, fault=self._fault
             )
         whole = tuple(place for place in (self.alerts, self.traces) if place is not None)
         self.recorder = Recorder(self.metrics, sinks + also, whole)
@@ -203,6 +203,9 @@ class Sidecar:
         if self.proxy.draining:
             return {"proxy": "draining"}
         return {} if self._ready else {"proxy": "starting"}
+
+    def _now(self) -> float:
+        return self.proxy.now()  # the proxy is made after those that ask
 
     async def start(self) -> None:
         """Raises OSError where an address is taken."""
