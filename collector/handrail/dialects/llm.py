@@ -497,13 +497,15 @@ class Conversations:
         asker = next((item.name for item in turn.items if item.role == "user"), None)
         for item in reversed(turn.items):
             name = item.name
-            if name is None or name == asker or slug(name) in PEOPLE:
-                continue
+            if item.role != "user" or name is None or name == asker or slug(name) in PEOPLE:
+                continue  # what an assistant said may be the words of one that spoke before the source
             if handoff.target is None or stem(name) != stem(handoff.target):
-                handoff.event = msgspec.structs.replace(handoff.event, source=name)
-                handoff.source_sure = _EXACT
                 self._learn_name(name)
                 self._names.put(handoff.identity, (name, _EXACT))
+                for each in handoff.thread.open.values():  # all that one reply asked for has one source
+                    if each.event.at == handoff.event.at and each.identity == handoff.identity:
+                        each.event = msgspec.structs.replace(each.event, source=name)
+                        each.source_sure = _EXACT
             return
 
     def _accept(self, handoff: _Handoff, heard: _Heard, at: float, *, by_history: bool = False) -> None:
