@@ -254,6 +254,46 @@ def test_a_second_parallel_handoff_that_nobody_answers_is_ignored() -> None:
     assert [each[1:3] for each in told(exchanges)] == [("billing_agent", "accepted"), ("refund_agent", "ignored")]
 
 
+def test_a_target_that_begins_anew_is_known_by_what_the_call_said() -> None:
+    """Strands gives the target one message of its own; the source speaks once more, and the target hands on."""
+    swarm = [tool("handoff_to_agent", "Hand off to another agent.")]
+    bill = {"agent_name": "billing_agent", "message": "Check the bill please"}
+    pay = {"agent_name": "refund_agent", "message": "Refund it please"}
+    worked = "Context:\nHandoff Message: {}\n\nUser Request: refund me\n\nPrevious agents who worked on this: {}\n\n"
+    first, second = user("Context:\nUser Request: refund me\n"), user(worked.format(bill["message"], "triage_agent"))
+    third = user(worked.format(pay["message"], "triage_agent → billing_agent"))
+    asked = called("s1", "handoff_to_agent", bill)
+    over = result("s1", "Handing off to billing_agent: Check the bill please")
+    found = events(
+        [
+            at(0, chat("Route.", first, tools=swarm), choice(asked)),
+            at(1, chat("Route.", first, asked, over, tools=swarm), choice(answered("Handed over."))),
+            at(2, chat("Bills.", second, tools=swarm), choice(called("s2", "handoff_to_agent", pay))),
+            at(3, chat("Refunds.", third, tools=swarm), choice(answered("Refunded."))),
+        ]
+    )
+    done = [(e.source, e.target, e.outcome) for e in found if e.kind == "handoff" and e.outcome != "asked"]
+    assert done == [("triage_agent", "billing_agent", "accepted"), ("billing_agent", "refund_agent", "accepted")]
+    assert len({event.workflow for event in found}) == 1
+
+
+def test_who_spoke_before_is_no_source() -> None:
+    """A supervisor that leaves no call in the history: the expert's words in it do not make the expert its source."""
+    boss = [tool("transfer_to_bill", "Ask agent 'bill' for help"), tool("transfer_to_sum", "Ask agent 'sum' for help")]
+    fine = {**answered("The bill is fine."), "name": "bill"}
+    assert [
+        each[:3]
+        for each in told(
+            [
+                at(0, chat("Manage.", ASK, tools=boss), choice(called("n1", "transfer_to_bill"))),
+                at(1, chat("Bills.", ASK), choice(answered("The bill is fine."))),
+                at(2, chat("Manage.", ASK, fine, tools=boss), choice(called("n2", "transfer_to_sum"))),
+                at(3, chat("Sums.", ASK, fine), choice(answered("Seven."))),
+            ]
+        )
+    ] == [(None, "bill", "accepted"), (None, "sum", "accepted")]
+
+
 def test_silence_ends_a_handoff() -> None:
     """After `silence_seconds` the target has dropped it; a target that speaks within them has not."""
     inspector = build(Config(handoffs=HandoffsConfig(silence_seconds=5)), Registry(), ())

@@ -83,6 +83,11 @@ RESULT_NAMES: tuple[re.Pattern[str], ...] = (
 )
 """Results of handoff tools that say the target's true name."""
 
+SOURCE: tuple[re.Pattern[str], ...] = (
+    re.compile(r"^Previous agents who worked on this: (?:[^\n]{1,4096} → )?([^\n→]{1,128})$", re.MULTILINE),
+)
+"""First words of a target in which a framework says who worked on it, the last of them the source."""
+
 STRONG_SPEAKER: tuple[re.Pattern[str], ...] = (
     re.compile(r'Your internal name is "([^"\n]{1,128})"'),
     re.compile(r"You are ([^.\n]{1,128})\.[^\0]*?\nYour personal goal is:"),
@@ -203,6 +208,11 @@ def speaker(system: str) -> tuple[str | None, str | None]:
     if weak is not None and NOBODY.fullmatch(weak):
         weak = None
     return None, weak
+
+
+def source_in_words(words: str) -> str | None:
+    """Who handed over, where the target's first words say it."""
+    return _found(SOURCE, words) if "Previous agents" in words else None
 
 
 def name_in_result(result: str) -> str | None:

@@ -38,6 +38,7 @@ from handrail.dialects.conventions import (
     Meant,
     name_in_result,
     slug,
+    source_in_words,
     speaker,
     stem,
 )
@@ -318,7 +319,7 @@ class Conversations:
         if found is None:
             found = self._by_first_words(turn, heard, trace)
         if found is None:
-            found = self._by_nesting(turn, heard, exchange)
+            found = self._by_nesting(turn, heard, exchange, trace)
         if found is None:
             workflow = named or turn.conversation or trace or exchange.id
             found = _Thread(workflow=workflow, first=heard.first, trace=trace)
@@ -398,15 +399,19 @@ class Conversations:
                 thread.is_ambiguous = True
         return fitting[0]
 
-    def _by_nesting(self, turn: Turn, heard: _Heard, exchange: Exchange) -> _Thread | None:
+    def _by_nesting(self, turn: Turn, heard: _Heard, exchange: Exchange, trace: str | None) -> _Thread | None:
         """A new conversation that begins with what an open call of a tool gave."""
         if not self._open or any(item.role == "assistant" for item in turn.items):
             return None
         asked = "\n".join(item.text for item in turn.items if item.role == "user").strip()
         if not asked:
             return None
+        recent = list(self._open.values())[-NESTABLE:]
+        moved = {id(each.thread): each.thread for each in recent if _may_be(each, heard) and _carries(each, asked)}
+        if moved:  # control went on with the words of the call alone
+            return self._one_of(list(moved.values()), heard, trace)
         fitting = []
-        for handoff in list(self._open.values())[-NESTABLE:]:
+        for handoff in recent:
             if handoff.identity != heard.identity and handoff.child is None:
                 if handoff.is_known and handoff.kind != "delegate":
                     continue
@@ -494,9 +499,10 @@ class Conversations:
         """The message by which a framework announces a handoff to its target carries the source's name."""
         if handoff.source_sure == _EXACT:
             return
-        asker = next((item.name for item in turn.items if item.role == "user"), None)
+        opening = next((item for item in turn.items if item.role == "user"), None)
+        asker = None if opening is None else opening.name
         for item in reversed(turn.items):
-            name = item.name
+            name = item.name or (source_in_words(item.text) if item is opening else None)
             if item.role != "user" or name is None or name == asker or slug(name) in PEOPLE:
                 continue  # what an assistant said may be the words of one that spoke before the source
             if handoff.target is None or stem(name) != stem(handoff.target):
@@ -889,6 +895,14 @@ def _nests(handoff: _Handoff, heard: _Heard, asked: str) -> int:
         given = [value for value in given if value != handoff.target]
         return 2 if given and all(value in asked for value in given) else 0
     return 1 if any(len(value) >= TELLING and value in asked for value in given) else 0
+
+
+def _carries(handoff: _Handoff, asked: str) -> bool:
+    """Whether a conversation's first words hold all that a transfer said beside its target, and that is no chance."""
+    if handoff.kind != "transfer" or type(handoff.arguments) is not dict:
+        return False
+    given = [each.strip() for each in handoff.arguments.values() if type(each) is str and each != handoff.target]
+    return sum(map(len, given)) >= TELLING // 2 and all(each in asked for each in given)
 
 
 def _same_words(one: str, other: str) -> bool:
