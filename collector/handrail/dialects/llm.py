@@ -407,7 +407,7 @@ class Conversations:
         if not asked:
             return None
         recent = list(self._open.values())[-NESTABLE:]
-        moved = {id(each.thread): each.thread for each in recent if _may_be(each, heard) and _carries(each, asked)}
+        moved = {id(each.thread): each.thread for each in recent if _may_be(each, heard) and _carries(each, heard, asked)}
         if moved:  # control went on with the words of the call alone
             return self._one_of(list(moved.values()), heard, trace)
         fitting = []
@@ -897,12 +897,13 @@ def _nests(handoff: _Handoff, heard: _Heard, asked: str) -> int:
     return 1 if any(len(value) >= TELLING and value in asked for value in given) else 0
 
 
-def _carries(handoff: _Handoff, asked: str) -> bool:
+def _carries(handoff: _Handoff, heard: _Heard, asked: str) -> bool:
     """Whether a conversation's first words hold all that a transfer said beside its target, and that is no chance."""
     if handoff.kind != "transfer" or type(handoff.arguments) is not dict:
         return False
     given = [each.strip() for each in handoff.arguments.values() if type(each) is str and each != handoff.target]
-    return sum(map(len, given)) >= TELLING // 2 and all(each in asked for each in given)
+    is_target = heard.sure == _EXACT and heard.name is not None and stem(heard.name) == stem(handoff.target or "")
+    return sum(map(len, given)) >= (1 if is_target else TELLING // 2) and all(each in asked for each in given)
 
 
 def _same_words(one: str, other: str) -> bool:
