@@ -277,6 +277,24 @@ def test_a_target_that_begins_anew_is_known_by_what_the_call_said() -> None:
     assert len({event.workflow for event in found}) == 1
 
 
+def test_the_way_back_names_who_speaks_again() -> None:
+    """Where messages carry no names, the framework's own way back says whose turn it is."""
+    boss = [tool("transfer_to_bill", "Ask agent 'bill' for help"), tool("transfer_to_sum", "Ask agent 'sum' for help")]
+    first, done = called("b1", "transfer_to_bill"), result("b1", "Successfully transferred to bill")
+    home = result("made-up", "Successfully transferred back to supervisor")
+    seen = [ASK, first, done, answered("Fine."), called("made-up", "transfer_back_to_supervisor"), home]
+    again = called("b2", "transfer_to_sum")
+    found = told(
+        [
+            at(0, chat("Manage.", ASK, tools=boss), choice(first)),
+            at(1, chat("Bills.", ASK, first, done), choice(answered("Fine."))),
+            at(2, chat("Manage.", *seen, tools=boss), choice(again)),
+            at(3, chat("Sums.", *seen, again, result("b2", "Successfully transferred to sum")), choice(answered("7"))),
+        ]
+    )
+    assert [each[:3] for each in found] == [(None, "bill", "accepted"), ("supervisor", "sum", "accepted")]
+
+
 def test_who_spoke_before_is_no_source() -> None:
     """A supervisor that leaves no call in the history: the expert's words in it do not make the expert its source."""
     boss = [tool("transfer_to_bill", "Ask agent 'bill' for help"), tool("transfer_to_sum", "Ask agent 'sum' for help")]

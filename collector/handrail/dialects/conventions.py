@@ -83,6 +83,9 @@ RESULT_NAMES: tuple[re.Pattern[str], ...] = (
 )
 """Results of handoff tools that say the target's true name."""
 
+WAY_BACK = re.compile(r"\s*(?:Successfully )?[Tt]ransferred back to ([^.,\n]{1,128}?)(?:[.,\n]|\s*\Z)")
+"""A result that stands last in the history of the agent that it names: control came back to it."""
+
 SOURCE: tuple[re.Pattern[str], ...] = (
     re.compile(r"^Previous agents who worked on this: (?:[^\n]{1,4096} → )?([^\n→]{1,128})$", re.MULTILINE),
 )
@@ -208,6 +211,11 @@ def speaker(system: str) -> tuple[str | None, str | None]:
     if weak is not None and NOBODY.fullmatch(weak):
         weak = None
     return None, weak
+
+
+def back_at(result: str) -> str | None:
+    """Who speaks again, where the last result in a history says it."""
+    return _first((WAY_BACK,), result[:512])
 
 
 def source_in_words(words: str) -> str | None:

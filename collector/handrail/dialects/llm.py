@@ -36,6 +36,7 @@ from handrail.dialects.conventions import (
     Conventions,
     HandoffKind,
     Meant,
+    back_at,
     name_in_result,
     slug,
     source_in_words,
@@ -296,6 +297,9 @@ class Conversations:
         known = self._names.get(identity)
         if known is not None:
             return known
+        last = turn.items[-1].results if turn.items else ()
+        if last and (back := back_at(last[-1].text)) is not None:
+            return back, _INFERRED
         if weak is not None:
             return self._stems.get(stem(weak), weak), _INFERRED
         return exchange.route.source, _INFERRED
@@ -407,7 +411,9 @@ class Conversations:
         if not asked:
             return None
         recent = list(self._open.values())[-NESTABLE:]
-        moved = {id(each.thread): each.thread for each in recent if _may_be(each, heard) and _carries(each, heard, asked)}
+        moved = {
+            id(each.thread): each.thread for each in recent if _may_be(each, heard) and _carries(each, heard, asked)
+        }
         if moved:  # control went on with the words of the call alone
             return self._one_of(list(moved.values()), heard, trace)
         fitting = []
