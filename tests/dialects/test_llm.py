@@ -295,6 +295,16 @@ def test_the_way_back_names_who_speaks_again() -> None:
     assert [each[:3] for each in found] == [(None, "bill", "accepted"), ("supervisor", "sum", "accepted")]
 
 
+def test_a_plugin_before_the_tool_and_a_name_beside_the_prompt() -> None:
+    """Semantic Kernel's handoffs: tools carry their plugin's name, prompts stand under the agent's."""
+    tools = [tool("Handoff-transfer_to_BillingAgent", "bills"), tool("Handoff-complete_task", "over")]
+    triage, billing = chat("Route.", ASK, tools=tools), chat("Bills.", ASK)
+    triage["messages"][0]["name"], billing["messages"][0]["name"] = "TriageAgent", "BillingAgent"
+    asked = choice(called("k1", "Handoff-transfer_to_BillingAgent"))
+    found = told([at(0, triage, asked), at(1, billing, choice(answered("Fine.")))])
+    assert [each[:3] for each in found] == [("TriageAgent", "BillingAgent", "accepted")]
+
+
 def test_who_spoke_before_is_no_source() -> None:
     """A supervisor that leaves no call in the history: the expert's words in it do not make the expert its source."""
     boss = [tool("transfer_to_bill", "Ask agent 'bill' for help"), tool("transfer_to_sum", "Ask agent 'sum' for help")]

@@ -55,6 +55,9 @@ BY_NAME: tuple[tuple[re.Pattern[str], HandoffKind], ...] = tuple(
 )
 """Whole names of tools, the target in the group. Ask-style names are free, so those are known by nesting alone."""
 
+NAMESPACE = re.compile(r"\A[A-Za-z0-9_]+?[-.:/]")
+"""What may stand before a tool's own name: the plugin that it is of."""
+
 BY_DESCRIPTION: tuple[re.Pattern[str], ...] = tuple(
     re.compile(pattern)
     for pattern in (
@@ -172,8 +175,9 @@ class Conventions:
         if (by := BY_ARGUMENT.get(short)) is not None:
             return Meant(by[0], None, ",".join(by[1]))
         described = _first(BY_DESCRIPTION, description)
+        bare = NAMESPACE.sub("", name)
         for pattern, kind in BY_NAME:
-            if match := pattern.fullmatch(name):
+            if match := pattern.fullmatch(name) or pattern.fullmatch(bare):
                 raw = text(match[1].strip("_"))
                 if raw is None or slug(raw) in PEOPLE:
                     return None

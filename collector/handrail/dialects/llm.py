@@ -29,6 +29,7 @@ from handrail.dialects import begin, complete, outcome_of, state, text, trace_of
 from handrail.dialects.conventions import (
     IGNORED,
     INLINE_NAME,
+    NOBODY,
     PEOPLE,
     QUOTED_CALL_IDS,
     REJECTED,
@@ -290,6 +291,8 @@ class Conversations:
         if mapped is not None:
             return mapped, _EXACT
         strong, weak = speaker(turn.system)
+        if turn.speaker is not None and not NOBODY.fullmatch(turn.speaker):
+            strong = turn.speaker
         if strong is not None:
             self._learn_name(strong)
             self._names.put(identity, (strong, _EXACT))

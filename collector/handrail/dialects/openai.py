@@ -68,11 +68,14 @@ class OpenAi:
 def _chat(body: dict[str, Any]) -> Turn:
     system: list[str] = []
     items: list[Item] = []
+    speaker: str | None = None
     for message in body["messages"]:
         if type(message) is not dict:
             continue
         role, said = message.get("role"), words(message.get("content"))
         if role in ("system", "developer"):
+            if not system and not items and "name" in message:
+                speaker = text(message["name"])
             system.append(said)
         elif role in ("tool", "function"):
             result = Result(text(message.get("tool_call_id")), text(message.get("name")), said)
@@ -82,7 +85,8 @@ def _chat(body: dict[str, Any]) -> Turn:
             if (asked := message.get("tool_calls")) or message.get("function_call"):
                 calls = tuple(_calls_in(asked, message.get("function_call")))
             items.append(Item("assistant" if role == "assistant" else "user", said, text(message.get("name")), calls))
-    return Turn("chat.completions", items, "\n".join(system), _tools(body), text(body.get("model")))
+    model = text(body.get("model"))
+    return Turn("chat.completions", items, "\n".join(system), _tools(body), model, speaker=speaker)
 
 
 def _calls_in(asked: object, function: object = None) -> list[Call]:

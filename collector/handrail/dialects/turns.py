@@ -63,6 +63,8 @@ class Turn(msgspec.Struct):
     """Id of the response that it goes on with."""
     conversation: str | None = None
     """Id of the conversation at the provider."""
+    speaker: str | None = None
+    """Name of the agent that its prompt is given under."""
 
 
 class Said(msgspec.Struct):
