@@ -55,7 +55,7 @@ BY_NAME: tuple[tuple[re.Pattern[str], HandoffKind], ...] = tuple(
 )
 """Whole names of tools, the target in the group. Ask-style names are free, so those are known by nesting alone."""
 
-NAMESPACE = re.compile(r"\A[A-Za-z0-9_]+?[-.:/]")
+NAMESPACE = re.compile(r"\A[A-Za-z0-9_]+?[-:/]")
 """What may stand before a tool's own name: the plugin that it is of."""
 
 BY_DESCRIPTION: tuple[re.Pattern[str], ...] = tuple(
