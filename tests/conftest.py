@@ -27,9 +27,11 @@ def pytest_report_header() -> str:
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    """Where nothing may skip, a skip of any kind fails the run, however it came about."""
+    """Where nothing may skip, a skip of any kind fails the run, however it came about; recordings apart, which are not
+    part of the project."""
     reporter = session.config.pluginmanager.get_plugin("terminalreporter")
-    if IN_CI and reporter is not None and reporter.stats.get("skipped"):
+    skipped = [] if reporter is None else reporter.stats.get("skipped", [])
+    if IN_CI and any("beside this checkout" not in str(report.longrepr) for report in skipped):
         reporter.write_line("HANDRAIL_CI=1: nothing may be skipped here", red=True)
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
 

@@ -35,7 +35,7 @@ def handoffs(exchanges: list[Exchange]) -> list[Event]:
     return sorted(found, key=lambda event: event.at)
 
 
-@pytest.mark.skipif(not EXPECTED.exists(), reason="the recorded traffic is not here")
+@pytest.mark.skipif(not EXPECTED.exists(), reason="the recorded traffic is not beside this checkout")
 @pytest.mark.parametrize("run", list(json.loads(EXPECTED.read_text())) if EXPECTED.exists() else [])
 def test_recorded_handoffs_are_found_and_none_is_invented(run: str) -> None:
     """From, to, content and outcome of every handoff that was provoked, in order, and no other."""
@@ -60,7 +60,7 @@ def test_recorded_handoffs_are_found_and_none_is_invented(run: str) -> None:
             assert event.payload == {"text": "hi"}
 
 
-@pytest.mark.skipif(not EXPECTED.exists(), reason="the recorded traffic is not here")
+@pytest.mark.skipif(not EXPECTED.exists(), reason="the recorded traffic is not beside this checkout")
 def test_hops_that_share_a_context_share_a_workflow() -> None:
     """The reply's contextId names the workflow of a first hop; a later hop that carries it joins."""
     first, second = handoffs(recorded("v1-jsonrpc-same-context-reference"))
@@ -72,7 +72,7 @@ def test_hops_that_share_a_context_share_a_workflow() -> None:
     )
 
 
-@pytest.mark.skipif(not EXPECTED.exists(), reason="the recorded traffic is not here")
+@pytest.mark.skipif(not EXPECTED.exists(), reason="the recorded traffic is not beside this checkout")
 def test_reading_a_task_is_no_handoff() -> None:
     """GetTask, ListTasks and card fetches are reads, one event each; going on after a question is `resume`."""
     inspector = build(Config(), Registry(), ())

@@ -25,7 +25,7 @@ RUNS = [
     for framework in FRAMEWORKS
     for run in json.loads((RECORDINGS / framework / "expected.json").read_text())
 ]
-pytestmark = pytest.mark.skipif(not RUNS, reason="the recorded traffic is not here")
+pytestmark = pytest.mark.skipif(not RUNS, reason="the recorded traffic is not beside this checkout")
 
 
 def recorded(framework: str, run: str) -> list[Exchange]:
