@@ -335,7 +335,7 @@ GOOD_LINE = '{"type": "event", "kind": "handoff", "id": "a", "at": 0, "outcome":
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("x.har", b"", "is empty; a recording is HAR 1.2 or event JSON lines"),
+        ("x.har", b"", "is empty; a recording is HAR 1.2, OTLP JSON lines or event JSON lines"),
         ("x.har", b"not json", "is not JSON: "),
         ("x.har", b'{"log": {}}', "is not a HAR: log.entries is not a list"),
         ("x.har", b'{"log": {"entries": [{}]}}', "entry 0: "),

@@ -6,7 +6,7 @@ from typing import Any
 
 import prometheus_client
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -79,6 +79,7 @@ def reference(events: list[Event]) -> Samples:
 
 
 @given(st.lists(observations, max_size=30))
+@settings(deadline=None)
 def test_the_page_is_what_prometheus_client_would_write(events: list[Event]) -> None:
     """Sample for sample, escapes and buckets included; sums to the precision of a float."""
     metrics = Metrics()

@@ -6,6 +6,7 @@ taken out, and a policy in the page forbids to load or run anything, whatever a 
 """
 
 import re
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
 from html import escape
@@ -192,6 +193,9 @@ def _chart(kind: str, title: str, labels: Sequence[str], series: Sequence[_Serie
     """One chart as a figure; `whole` where values are counts."""
     import pygal  # only here: the terminal's report needs none of it
     from pygal.style import Style
+
+    # It leaves a finder behind that has no find_spec, of which every later import would warn.
+    sys.meta_path[:] = [finder for finder in sys.meta_path if hasattr(finder, "find_spec")]
 
     style = Style(
         background="transparent",

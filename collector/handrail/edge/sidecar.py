@@ -162,9 +162,7 @@ class Sidecar:
             self.traces = traces.Traces(config.traces, self.metrics, agent=config.agent, fault=self._fault)
         self.alerts: Alerts | None = None
         if config.alerts is not None:
-            self.alerts = Alerts(
-                config.alerts, self.metrics, agent=config.agent, now=self._now, fault=self._fault
-            )
+            self.alerts = Alerts(config.alerts, self.metrics, agent=config.agent, now=self._now, fault=self._fault)
         whole = tuple(place for place in (self.alerts, self.traces) if place is not None)
         self.recorder = Recorder(self.metrics, sinks + also, whole)
         self.proxy = Proxy(self.listeners, config.limits, self.inspector, self.recorder)
