@@ -7,8 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from handrail.dialects import Reader
+from handrail.dialects.http import Http
 from handrail.event import Event, Finding
-from handrail.pipeline import Pipeline, replay_events
+from handrail.pipeline import Inspector, Pipeline, replay_events
 
 _ids = itertools.count()
 
@@ -320,7 +322,7 @@ def test_enforced_the_call_that_closes_the_ring_is_refused(build) -> None:
 def test_a_recording_that_ends_in_a_deadlock_tells_it(build) -> None:
     """No later event confirms it: that nothing more was seen does."""
     pipeline = build("wait.deadlock")
-    inspector = type("Inspected", (), {"pipeline": pipeline, "advance": staticmethod(pipeline.advance)})()
+    inspector = Inspector(Reader([], Http()), pipeline)
     assert not [each for decision in replay_events(ring(), inspector) for each in decision.findings]
     assert len(pipeline.settle().findings) == 1
     assert not pipeline.settle().findings
