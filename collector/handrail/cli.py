@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import handrail
+from handrail.schema import COMPATIBILITY_MODES, COMPATIBILITY_POLICIES
 
 if TYPE_CHECKING:
     from handrail.config import Config
@@ -22,16 +23,6 @@ if TYPE_CHECKING:
 BAD_INPUT = 2
 
 OUTPUTS = ("text", "json")
-
-LEVELS = (
-    "NONE",
-    "BACKWARD",
-    "BACKWARD_TRANSITIVE",
-    "FORWARD",
-    "FORWARD_TRANSITIVE",
-    "FULL",
-    "FULL_TRANSITIVE",
-)
 
 
 class Problems(Exception):
@@ -604,7 +595,7 @@ exit status: 0; 1 where it is not compatible; 2 where it is no schema, or cannot
     )
     register.add_argument(
         "--mode",
-        choices=LEVELS,
+        choices=COMPATIBILITY_MODES,
         metavar="MODE",
         help="what it must be compatible with in a directory: BACKWARD (the default), FORWARD, FULL, their _TRANSITIVE "
         "forms, or NONE",
@@ -684,7 +675,7 @@ exit status: 0; 1 where it is not compatible with what is registered; 2 where no
     )
     accept.add_argument("subject", metavar="SUBJECT", help="the lineage that it becomes")
     _flag(accept, "--admin", "ADDR", "the admin port of the sidecar (default 127.0.0.1:9464)")
-    accept.add_argument("--mode", choices=LEVELS, metavar="MODE", help="as of `schema register`")
+    accept.add_argument("--mode", choices=COMPATIBILITY_MODES, metavar="MODE", help="as of `schema register`")
     _registry_flags(accept)
 
 
@@ -746,8 +737,6 @@ it cannot be read.""",
 
 
 def _comparison_commands(actions: Any) -> None:
-    from handrail.schema import COMPATIBILITY_MODES, COMPATIBILITY_POLICIES
-
     check = _command(
         actions,
         "check",

@@ -15,14 +15,14 @@ The JSON of the 0.3 REST binding is snake_case with `request`, `content` and `da
 
 import json
 import re
-from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, Generic, TypeVar
+from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
 import msgspec
 
 from handrail.dialects import NAME_LENGTH, begin, complete, outcome_of, state, text
+from handrail.dialects.bounded import Bounded
 from handrail.dialects.envelope import add_metadata, is_envelope, said_by
 from handrail.event import Event, Fault, Kind, Outcome, digest_of
 from handrail.wire import Body, Exchange
@@ -83,23 +83,6 @@ _TASK_PATH = re.compile(
     r"/tasks(?:/(?P<task>[^/:]+)(?:(?P<verb>:cancel|:subscribe)|(?P<push>/pushNotificationConfigs)(?:/[^/]*)?)?)?\Z"
 )
 
-K = TypeVar("K")
-V = TypeVar("V")
-
-
-class _Bounded(OrderedDict[K, V], Generic[K, V]):
-    """A dictionary that forgets what was put longest ago."""
-
-    def __init__(self, limit: int) -> None:
-        super().__init__()
-        self._limit = limit
-
-    def put(self, key: K, value: V) -> None:
-        self[key] = value
-        self.move_to_end(key)
-        if len(self) > self._limit:
-            self.popitem(last=False)
-
 
 class _Card(msgspec.Struct, frozen=True):
     name: str
@@ -109,7 +92,7 @@ class _Card(msgspec.Struct, frozen=True):
 class _Place(msgspec.Struct):
     """The agents behind one authority, by the path of their interface."""
 
-    agents: _Bounded[str, _Card]
+    agents: Bounded[str, _Card]
     is_direct: bool
     """Fetched from there, not only claimed by a card that was fetched elsewhere."""
 
@@ -129,11 +112,11 @@ class A2a:
     name = "a2a"
 
     def __init__(self, limit: int = 4_096) -> None:
-        self._places: _Bounded[str, _Place] = _Bounded(limit)
-        self._contexts: _Bounded[str, str] = _Bounded(limit)
-        self._tasks: _Bounded[str, str] = _Bounded(limit)
-        self._waiting: _Bounded[str, None] = _Bounded(limit)
-        self._sent: _Bounded[tuple[str, str], tuple[str | None, str | None]] = _Bounded(limit)
+        self._places: Bounded[str, _Place] = Bounded(limit)
+        self._contexts: Bounded[str, str] = Bounded(limit)
+        self._tasks: Bounded[str, str] = Bounded(limit)
+        self._waiting: Bounded[str, None] = Bounded(limit)
+        self._sent: Bounded[tuple[str, str], tuple[str | None, str | None]] = Bounded(limit)
 
     def ask(self, exchange: Exchange) -> tuple[Event, ...]:
         """One event, where the request is A2A."""
@@ -328,11 +311,11 @@ class A2a:
             return  # not cut, as names are: a shortened address would be another address
         place = self._places.get(authority)
         if place is None:
-            place = _Place(_Bounded(64), is_direct)
+            place = _Place(Bounded(64), is_direct)
         elif place.is_direct and not is_direct:
             return  # a card may say anything of another authority; what was fetched there knows better
         elif is_direct and not place.is_direct:
-            place = _Place(_Bounded(64), True)
+            place = _Place(Bounded(64), True)
         self._places.put(authority, place)
         place.agents.put(path, card)
 

@@ -18,7 +18,7 @@ Where more than one conversation fits, the oldest is taken and everything about 
 import re
 from collections import OrderedDict
 from collections.abc import Iterable
-from typing import Any, Generic, TypeVar
+from typing import Any
 
 import msgspec
 import orjson
@@ -26,6 +26,7 @@ import xxhash
 
 from handrail.config import HandoffsConfig
 from handrail.dialects import begin, complete, outcome_of, state, text, trace_of, workflow_in_baggage
+from handrail.dialects.bounded import Bounded
 from handrail.dialects.conventions import (
     IGNORED,
     INLINE_NAME,
@@ -198,23 +199,6 @@ class _Heard(msgspec.Struct):
 _EXACT, _INFERRED, _AMBIGUOUS = 2, 1, 0
 _WORDS: tuple[Confidence, ...] = ("ambiguous", "inferred", "exact")
 
-K = TypeVar("K")
-V = TypeVar("V")
-
-
-class _Bounded(OrderedDict[K, V], Generic[K, V]):
-    """A dictionary that forgets what was used longest ago."""
-
-    def __init__(self, limit: int) -> None:
-        super().__init__()
-        self._limit = limit
-
-    def put(self, key: K, value: V) -> None:
-        self[key] = value
-        self.move_to_end(key)
-        if len(self) > self._limit:
-            self.popitem(last=False)
-
 
 class Conversations:
     """What is remembered of conversations. Bounded by `handoffs.conversations` and `handoffs.silence_seconds`.
@@ -228,15 +212,15 @@ class Conversations:
         self._registry = registry
         self._silence = config.silence_seconds
         self._limit = limit
-        self._calls: _Bounded[str, _Thread] = _Bounded(8 * limit)
-        self._responses: _Bounded[str, _Thread] = _Bounded(4 * limit)
-        self._endings: _Bounded[tuple[str, str], list[_Thread]] = _Bounded(limit)
-        self._waiting: _Bounded[str, list[_Thread]] = _Bounded(limit)
+        self._calls: Bounded[str, _Thread] = Bounded(8 * limit)
+        self._responses: Bounded[str, _Thread] = Bounded(4 * limit)
+        self._endings: Bounded[tuple[str, str], list[_Thread]] = Bounded(limit)
+        self._waiting: Bounded[str, list[_Thread]] = Bounded(limit)
         self._open: OrderedDict[str, _Handoff] = OrderedDict()
-        self._names: _Bounded[str, tuple[str, int]] = _Bounded(limit)
-        self._shown: _Bounded[str, str] = _Bounded(limit)
-        self._stems: _Bounded[str, str] = _Bounded(limit)
-        self._meant: _Bounded[tuple[str, str], Meant | None] = _Bounded(limit)
+        self._names: Bounded[str, tuple[str, int]] = Bounded(limit)
+        self._shown: Bounded[str, str] = Bounded(limit)
+        self._stems: Bounded[str, str] = Bounded(limit)
+        self._meant: Bounded[tuple[str, str], Meant | None] = Bounded(limit)
         self._known: list[Event] = []
 
     def __len__(self) -> int:
