@@ -15,7 +15,8 @@ import orjson
 import rustworkx
 
 from handrail.detectors import Rule
-from handrail.detectors.deadlock import DeadlockParams, WaitDeadlock
+from handrail.detectors.deadlock import WaitDeadlock
+from handrail.detectors.params import DeadlockParams
 from handrail.event import Event
 from handrail.graph import declared, report
 from handrail.schema.registry import Registry

@@ -3,7 +3,8 @@
 from typing import Any
 
 from handrail.detectors import Rule
-from handrail.detectors.drift import DriftParams, SchemaDrift
+from handrail.detectors.drift import SchemaDrift
+from handrail.detectors.params import DriftParams
 from handrail.event import Event, Finding
 from handrail.schema.registry import Registry
 

@@ -11,7 +11,8 @@ import orjson
 import pytest
 
 from handrail.detectors import Rule
-from handrail.detectors.drift import DriftParams, SchemaDrift
+from handrail.detectors.drift import SchemaDrift
+from handrail.detectors.params import DriftParams
 from handrail.event import Event
 from handrail.schema.registry import Registry
 

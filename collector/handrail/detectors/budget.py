@@ -12,45 +12,10 @@ from typing import ClassVar, NamedTuple
 
 import msgspec
 
-from handrail.detectors import NOTHING, Count, Rule, Seconds, Sight, between, finding, instant, lasting
+from handrail.detectors import NOTHING, Rule, Sight, between, finding, instant, lasting
+from handrail.detectors.params import BudgetParams, EdgeBudget
 from handrail.event import Event, Finding, FindingSide
 from handrail.schema.registry import Matcher, Registry, matcher
-
-
-class EdgeBudget(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Seconds that a handoff between these agents may take; `*` for any run of characters."""
-
-    seconds: Seconds | None = None
-    source: str = "*"
-    target: str = "*"
-    at_least_seconds: Seconds | None = None
-    """What it takes at the very least: a handoff that has less left is told before it begins. Learned where absent."""
-
-
-class AgentBudget(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Seconds that an agent may take in one workflow, all handoffs to it together."""
-
-    agent: str
-    seconds: Seconds
-
-
-class BudgetParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    seconds: Seconds | None = None
-    """What any handoff may take; none where absent."""
-    edges: tuple[EdgeBudget, ...] = ()
-    """The first edge that matches overrides `seconds`."""
-    agents: tuple[AgentBudget, ...] = ()
-    """The first that matches the target counts. Handoffs that are under way at the same time are not added up."""
-    workflow_seconds: Seconds | None = None
-    """What a workflow may take, from the first handoff of it that was seen; one finding for each workflow."""
-    declared: bool = True
-    """Hold senders to the deadline that they declare in `handrail-deadline`; of two deadlines the earlier counts."""
-    inherited: bool = True
-    """Hold an agent's own calls to the deadline of the call that it serves in the same workflow."""
-    learn: Count | None = 20
-    """Handoffs of an edge that must have completed before the shortest of them counts as what it takes at the least;
-    none: only what is declared counts."""
-    keys: Count = 100_000
 
 
 class Due(NamedTuple):

@@ -11,22 +11,12 @@ from typing import ClassVar
 
 import msgspec
 
-from handrail.detectors import NOTHING, Count, Rule, Sight, finding
+from handrail.detectors import NOTHING, Rule, Sight, finding
+from handrail.detectors.params import CycleParams
 from handrail.event import Event, Finding
 from handrail.graph import report
 from handrail.graph.declared import PlanError, of
 from handrail.schema.registry import Registry
-
-
-class CycleParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    undeclared: bool = True
-    """Tell of handoffs along an edge that nobody declared, also where it closes no cycle."""
-    except_protocols: tuple[str, ...] = ("openai", "anthropic", "gemini", "mcp", "llm")
-    """Calls of models and tools, which plans of agents leave out: told only where the plan names it."""
-    edges: Count = 100_000
-    """A plan with more is not held against traffic."""
-    keys: Count = 10_000
-    """Workflows of which a plan, or what was told, is remembered."""
 
 
 class _Declared(msgspec.Struct, frozen=True):

@@ -23,11 +23,12 @@ import math
 import re
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
-from typing import Annotated, Any, ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import msgspec
 
-from handrail.detectors import NOTHING, Count, Rule, Seconds, Sight, finding, instant, lasting
+from handrail.detectors import NOTHING, Rule, Sight, finding, instant, lasting
+from handrail.detectors.params import DeadlockParams
 from handrail.event import Event, Finding
 from handrail.graph.waits import Wait, WaitGraph
 from handrail.schema.registry import Matcher, Registry, matcher
@@ -36,24 +37,6 @@ _Workflow = tuple[str | None, str | None]
 """The workflow, or none and the task, where that is all that groups events; neither where nothing does."""
 _Place = tuple[str, str]
 """Store and key."""
-
-
-class DeadlockParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    confirm_seconds: Annotated[float, msgspec.Meta(ge=0)] = 0.5
-    """How long a deadlock must stand: a ring that resolves itself within it (an agent that answers while it waits, news
-    of an end that is on its way) is none. 0 reports at the next instant."""
-    unlabelled_confirm_seconds: Annotated[float, msgspec.Meta(ge=0)] = 5.0
-    """The same where neither workflow nor task says which calls belong together."""
-    lock_retry_seconds: Seconds = 10.0
-    """Who was refused a lock and did not try again for this long does not wait for it."""
-    reentrant: tuple[str, ...] = ()
-    """Agents that answer while they wait, `*` for any run of characters: their open calls hold up nobody."""
-    streams: tuple[str, ...] = ("GET *", "HEAD *", "SubscribeToTask", "tasks/resubscribe", "*/subscribe")
-    """Operations that stay open without their caller waiting for them."""
-    queues: Count = 10_000
-    """Queues, streams and locks of which writers and holders are remembered."""
-    keys: Count = 100_000
-    """Live waits."""
 
 
 class _Deadlock(msgspec.Struct):

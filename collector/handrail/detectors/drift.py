@@ -23,14 +23,15 @@ Statistics, at the probability `false_alarm` (1e-6) under the assumption that pa
 import math
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import jsonschema_rs
 import msgspec
 import orjson
 
-from handrail.detectors import NOTHING, Count, Rule, Sight, finding, instant
+from handrail.detectors import NOTHING, Rule, Sight, finding, instant
 from handrail.detectors.forms import Forms
+from handrail.detectors.params import DriftParams
 from handrail.event import Event, Finding
 from handrail.schema.declared import Declarations, Declared, has_format
 from handrail.schema.inference import MAX_DEPTH, Node, Profile, format_of, is_id, is_word
@@ -60,25 +61,6 @@ _PAST = 500
 
 Steps = tuple[str | None, ...]
 """A place in a payload: names, and None for the items of an array."""
-
-
-class DriftParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    of: Literal["payloads", "forms"] = "payloads"
-    """`forms`: the schemas that traffic itself carries, see `Forms`; all but `keys` is for payloads."""
-    learn: Count = 20
-    """Payloads that make a past where no schema says what is new."""
-    window: Annotated[int, msgspec.Meta(ge=10)] = 50
-    """Values that are compared with those before them."""
-    false_alarm: Annotated[float, msgspec.Meta(gt=0, lt=0.5)] = 1e-6
-    """Chance of a wrong finding, for each test that is made."""
-    repeats: Count = 3
-    """How often one change of one place is told: what comes and goes is not told for ever."""
-    replies: bool = True
-    """Whether what is answered counts as a payload too."""
-    version_from: tuple[str, ...] = ("metadata.agent_version", "metadata.image", "metadata.model")
-    """Where a payload says which version of an agent wrote it, where the event does not."""
-    keys: Count = 1_000
-    """Senders and subjects that are remembered; one takes about 30 KB for payloads of 4 KB."""
 
 
 class _Change(msgspec.Struct, frozen=True):

@@ -2,13 +2,14 @@
 
 from collections import OrderedDict
 from collections.abc import Iterable
-from typing import Annotated, ClassVar
+from typing import ClassVar
 
 import msgspec
 import xxhash
 
-from handrail.detectors import NOTHING, Count, Rule, Seconds, Sight, finding, instant, key_form, lasting
+from handrail.detectors import NOTHING, Rule, Sight, finding, instant, key_form, lasting
 from handrail.detectors.copies import Copies, Copy
+from handrail.detectors.params import DuplicateParams
 from handrail.detectors.sighting import ended, same_content, shown
 from handrail.event import Event, Finding
 from handrail.schema.registry import Registry
@@ -32,18 +33,6 @@ class _Task(msgspec.Struct):
 def _key(*parts: str | None) -> bytes:
     """What is remembered of workflow, source, task and target: 16 bytes in place of five strings of the wire."""
     return xxhash.xxh3_128_digest(repr(parts).encode())
-
-
-class DuplicateParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    within_seconds: Seconds = 43_200.0
-    """Two outputs further apart than this are two tasks that share a name: what runs once a day is no retry."""
-    lateness_seconds: Annotated[float, msgspec.Meta(ge=0)] = 2.0
-    """How late an observation of a store or a bus may arrive."""
-    similarity: Annotated[float, msgspec.Meta(gt=0, le=1)] | None = None
-    """Texts of a workflow whose MinHashes are at least so similar (Jaccard, words in threes) are duplicates too. Needs
-    `handrail[similarity]`, and the payloads. None: nothing is compared but digests."""
-    keys: Count = 10_000
-    """One takes 0.6 KB; 10 KB more for each workflow whose texts are compared."""
 
 
 class OutputDuplicate:

@@ -10,7 +10,8 @@ from typing import Any, ClassVar
 
 import msgspec
 
-from handrail.detectors import NOTHING, Count, Rule, Seconds, Sight, finding, instant, key_form, lasting
+from handrail.detectors import NOTHING, Rule, Sight, finding, instant, key_form, lasting
+from handrail.detectors.params import HandoffEarlyParams
 from handrail.detectors.sighting import (
     ACKNOWLEDGED,
     Hold,
@@ -22,7 +23,6 @@ from handrail.detectors.sighting import (
     says_complete,
     shown,
 )
-from handrail.detectors.stale import Grace
 from handrail.event import Event, Finding
 from handrail.schema.registry import Registry
 
@@ -33,17 +33,6 @@ _NUMBERS = 64
 """Sequence numbers remembered of one stream of events, so that a redelivery is not taken for disorder."""
 
 Order = tuple[float, ...]
-
-
-class HandoffEarlyParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    within_seconds: Seconds = 30.0
-    """A write that is acknowledged later than this after an event is not what the event announced."""
-    grace_seconds: Grace = 0.002
-    """An event that is no more than this ahead is told of by a client that sent both in one go."""
-    lateness_seconds: Grace = 2.0
-    """How late an observation may arrive."""
-    keys: Count = 10_000
-    """Tasks, and streams of events; one takes 1 KB."""
 
 
 class _Task(msgspec.Struct):

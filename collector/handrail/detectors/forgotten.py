@@ -3,13 +3,14 @@
 import re
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 from zlib import crc32
 
 import msgspec
 import xxhash
 
-from handrail.detectors import NOTHING, Count, Rule, Sight, finding
+from handrail.detectors import NOTHING, Rule, Sight, finding
+from handrail.detectors.params import EdgeContract, ForgottenParams, Keep
 from handrail.detectors.similarity import text_of, words
 from handrail.event import Event, Finding
 from handrail.schema.registry import Matcher, Registry, matcher
@@ -24,33 +25,6 @@ _LATER = 2
 """Hops after which a constraint must still be there."""
 _STILL = 0.75
 """So many of a constraint's words somewhere in a payload are the constraint in other words or in another place."""
-
-Keep = Literal["always", "once_said", "never"]
-
-
-class EdgeContract(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What must survive on this way; `*` for any run of characters, the first match wins. What is not said is as in
-    the rule."""
-
-    source: str = "*"
-    target: str = "*"
-    decisions: Keep | None = None
-    constraints: Keep | None = None
-    artifacts: Keep | None = None
-
-
-class ForgottenParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    decisions: Keep = "once_said"
-    """`always`: `context.decisions_made` must be there and not empty. `once_said`: if it was in an earlier hop."""
-    constraints: Keep = "once_said"
-    """`once_said`: each of `context.constraints` must be there two hops later. `always`: some must be, too."""
-    artifacts: Keep = "once_said"
-    """`once_said`: what `output.artifacts` names must have been written, if writes of this workflow are seen at all;
-    what is named under another key with `artifact` in it must have been written or be in some `output.artifacts`.
-    `always`: whether any are seen or not."""
-    edges: tuple[EdgeContract, ...] = ()
-    keys: Count = 10_000
-    """Workflows; one takes 1 KB, and 1 KB for each constraint."""
 
 
 class _Constraint(msgspec.Struct):

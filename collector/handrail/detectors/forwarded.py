@@ -3,11 +3,12 @@
 from array import array
 from collections import OrderedDict
 from collections.abc import Iterable
-from typing import Annotated, Any, ClassVar
+from typing import Any, ClassVar
 
 import msgspec
 
-from handrail.detectors import NOTHING, Count, Rule, Sight, finding
+from handrail.detectors import NOTHING, Rule, Sight, finding
+from handrail.detectors.params import ForwardedParams
 from handrail.detectors.similarity import phrases_of, sampled
 from handrail.event import Event, Finding
 from handrail.schema.registry import Matcher, Registry, matcher
@@ -16,32 +17,6 @@ _SAMPLE = 128
 """Fingerprints kept of a payload."""
 _ENOUGH = 24
 """Fingerprints that two payloads must be compared by; fewer say little."""
-
-Share = Annotated[float, msgspec.Meta(gt=0, le=1)]
-
-
-class EdgeShare(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What may be repeated on this way; `*` for any run of characters, the first match wins."""
-
-    source: str = "*"
-    target: str = "*"
-    share: Share = 1.0
-    """1: everything."""
-
-
-class ForwardedParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    share: Share = 0.6
-    """So much of an earlier payload's phrases, found again in this one, is most of it."""
-    at_least_words: Count = 40
-    """Shorter payloads are cheap to pass on, and are not compared."""
-    hops: Count = 16
-    """Earlier hops that a payload is compared with."""
-    edges: tuple[EdgeShare, ...] = ()
-    per_second: Count = 50
-    """Payloads that are compared in a second, 1.5% of a core at 300 µs each. Those past it are not judged: neither as
-    what passes on nor as what was passed on."""
-    keys: Count = 1_000
-    """Workflows; one takes 1 KB for each hop."""
 
 
 class _Hop(msgspec.Struct, frozen=True):

@@ -5,12 +5,13 @@ from collections.abc import Iterable, Mapping
 from functools import cache
 from importlib.resources import files
 from itertools import pairwise
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import msgspec
 
 from handrail.config import parse_yaml
-from handrail.detectors import NOTHING, Count, Rule, Sight, finding
+from handrail.detectors import NOTHING, Rule, Sight, finding
+from handrail.detectors.params import GrowthParams
 from handrail.event import Event, Finding, canonical
 from handrail.schema.registry import Matcher, Registry, matcher
 
@@ -19,30 +20,7 @@ BYTES_PER_TOKEN = 4
 _SERIES = 64
 """Receivers, and models of agents, remembered for each workflow."""
 
-Hops = Annotated[int, msgspec.Meta(ge=2)]
 Source = Literal["reported", "estimated"]
-
-
-class AgentModel(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Which model an agent runs on, where nothing says it; `*` for any run of characters."""
-
-    agent: str
-    model: str
-
-
-class GrowthParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    within_hops: Count = 3
-    """Found when the window is met in so many hops, if they go on to grow as they did."""
-    over_hops: Hops = 3
-    """Growth is the mean over so many hops in a row, each larger than the one before."""
-    windows: dict[str, Count] = {}
-    """Model → tokens, before the table that is shipped; `*` for any run of characters."""
-    models: tuple[AgentModel, ...] = ()
-    """First match wins; else the model that the agent named as its own, else the one that the message names."""
-    window: Count | None = None
-    """Tokens, for a model that no table knows or nobody names; such hops are not judged where absent."""
-    keys: Count = 10_000
-    """Workflows; one takes 1 KB and 0.2 KB for each agent."""
 
 
 class _Series(msgspec.Struct):

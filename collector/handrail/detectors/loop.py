@@ -2,13 +2,14 @@
 
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
-from typing import Annotated, ClassVar, Literal
+from typing import ClassVar
 from zlib import crc32
 
 import msgspec
 import xxhash
 
-from handrail.detectors import NOTHING, Count, Rule, Sight, finding
+from handrail.detectors import NOTHING, Rule, Sight, finding
+from handrail.detectors.params import EdgeRounds, LoopParams
 from handrail.detectors.similarity import Said, phrases_of, places, revision, signature, text_of
 from handrail.event import Event, Finding
 from handrail.schema.registry import Matcher, Registry, matcher
@@ -18,50 +19,6 @@ _PATH = 64
 _SEEN = 512
 """Contents, ids and tasks remembered for each workflow."""
 _NEVER_CAME = frozenset({"failed", "rejected", "timeout", "dropped", "ignored", "interrupted"})
-
-Whole = Annotated[int, msgspec.Meta(ge=0)]
-Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
-
-
-class EdgeRounds(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A limit of its own for the rounds that take this way; `*` for any run of characters, the first match wins."""
-
-    source: str = "*"
-    target: str = "*"
-    rounds: Count | None = None
-    """As in the rule."""
-    at_most: Count | None = None
-    """Rounds that may be gone at all, with progress or without."""
-
-
-class LoopParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    setting: Literal["precise", "sensitive"] = "precise"
-    """What the keys down to `replies` are where they are absent, see SETTINGS."""
-    rounds: Count | None = None
-    """So many rounds of the same agents in a row without progress are a loop."""
-    first_rounds: Whole | None = None
-    """So many rounds of a workflow are not judged."""
-    judge: Literal["messages", "answers"] | None = None
-    """`messages`: a round is progress if any message in it says something new. `answers`: only what came back to the
-    agent where the round closed counts; that one may put its question in new words as often as it likes."""
-    new_phrases: Whole | None = None
-    """Something new: at least so many runs of three words that were not there before in the workflow. 0: texts are not
-    compared, and everything is new that does not repeat an earlier message word for word."""
-    new_share: Share | None = None
-    """Or so large a part of the phrases; 1 for never."""
-    whole_below: Whole | None = None
-    """A message of fewer phrases is new unless it repeats an earlier one word for word."""
-    new_places: bool | None = None
-    """What is new must also name a URL, a file or an artifact that nobody named before."""
-    unseen_rounds: Count | None = None
-    """So many rounds in a row whose content could not be seen at all are a loop."""
-    replies: bool | None = None
-    """A reply on the connection of a call hands the work back, where the called agent sends no message of its own."""
-    edges: tuple[EdgeRounds, ...] = ()
-    keys: Count = 10_000
-    """Workflows. One takes 2 KB, and up to 60 KB when it is long."""
-    texts: Count = 500
-    """Workflows whose phrases are remembered, those that went round last; 64 KB each."""
 
 
 class _Setting(msgspec.Struct, frozen=True):

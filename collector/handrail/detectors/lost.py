@@ -10,7 +10,8 @@ from typing import Any, ClassVar
 
 import msgspec
 
-from handrail.detectors import NOTHING, Count, Rule, Sight, finding, instant, key_form, lasting
+from handrail.detectors import NOTHING, Rule, Sight, finding, instant, key_form, lasting
+from handrail.detectors.params import LostUpdateParams
 from handrail.detectors.sighting import (
     ACKNOWLEDGED,
     Hold,
@@ -24,21 +25,11 @@ from handrail.detectors.sighting import (
     shown,
     told,
 )
-from handrail.detectors.stale import Grace
 from handrail.event import Event, Finding
 from handrail.schema.registry import Registry
 
 _WRITERS = 32
 """Writers of one key whose base is remembered."""
-
-
-class LostUpdateParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    within_seconds: Grace = 3600.0
-    """A base that was read longer ago than this is not what a write was made from."""
-    lateness_seconds: Grace = 2.0
-    """How late an observation may arrive."""
-    keys: Count = 10_000
-    """Keys of stores; one takes 1 KB, more with many writers."""
 
 
 class _Started(msgspec.Struct, frozen=True, gc=False):

@@ -11,7 +11,8 @@ from typing import Any, ClassVar
 
 import msgspec
 
-from handrail.detectors import NOTHING, Count, Rule, Seconds, Sight, finding
+from handrail.detectors import NOTHING, Rule, Sight, finding
+from handrail.detectors.params import MismatchParams
 from handrail.event import Event, Finding, FindingSide
 from handrail.schema.compatibility import Verdict, check
 from handrail.schema.registry import Registry, Schema, SchemaError, version_order
@@ -19,14 +20,6 @@ from handrail.schema.registry import Registry, Schema, SchemaError, version_orde
 _STEPS = 50
 """How often the search for a witness may ask whether to go on: it runs where traffic is looked at."""
 _KINDS = frozenset({"handoff", "write", "publish"})
-
-
-class MismatchParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    again_seconds: Seconds = 3600.0
-    """How long one pair of versions of one workflow, sender and receiver stays quiet after a finding."""
-    undecided: bool = True
-    """Speak too where it was neither proved nor refuted that the receiver can read what the sender may write."""
-    keys: Count = 10_000
 
 
 class SchemaMismatch:

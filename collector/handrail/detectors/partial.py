@@ -11,7 +11,8 @@ from typing import Any, ClassVar
 
 import msgspec
 
-from handrail.detectors import NOTHING, Count, Rule, Seconds, Sight, finding, instant, lasting
+from handrail.detectors import NOTHING, Rule, Sight, finding, instant, lasting
+from handrail.detectors.params import HandoffPartialParams
 from handrail.detectors.sighting import (
     ACKNOWLEDGED,
     Handed,
@@ -25,26 +26,12 @@ from handrail.detectors.sighting import (
     shown,
     told,
 )
-from handrail.detectors.stale import Grace
 from handrail.event import Event, Finding
 from handrail.schema.registry import Registry
 
 _BUS = frozenset({"publish", "deliver"})
 _EARLIER = 16
 """Announcements remembered of one task that came before the output they announce."""
-
-
-class HandoffPartialParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    seconds: Seconds = 30.0
-    """From the acknowledgement of the write to the event that announces it."""
-    until_read: bool = True
-    """Whether another agent's reading the output counts as having been told of it, as it does without a bus."""
-    retry_within_seconds: Seconds = 86_400.0
-    """A task handed out again later than this is a new one of the same name."""
-    lateness_seconds: Grace = 2.0
-    """How late an observation may arrive."""
-    keys: Count = 10_000
-    """Tasks; one takes 1.5 KB."""
 
 
 class _Output(msgspec.Struct):

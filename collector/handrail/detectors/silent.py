@@ -7,22 +7,13 @@ from typing import ClassVar
 
 import msgspec
 
-from handrail.detectors import NOTHING, Count, Rule, Seconds, Sight, between, finding, lasting
+from handrail.detectors import NOTHING, Rule, Sight, between, finding, lasting
+from handrail.detectors.params import SilentParams
 from handrail.event import Event, Finding
 from handrail.schema.registry import Registry
 
 _AWAY = frozenset({"429", "502", "503", "504", "529"})
 """Statuses by which a server, or what stands before it, says that it takes no work now."""
-
-
-class SilentParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    silence_seconds: Seconds = 300.0
-    """A target that neither answered nor did anything else in the workflow for so long never spoke."""
-    failures: Count = 3
-    """So many calls of one target in a row that it did not take are told, once until it answers again."""
-    within_seconds: Seconds = 600.0
-    """Two failures further apart than this are not one outage."""
-    keys: Count = 100_000
 
 
 class _Streak(msgspec.Struct):

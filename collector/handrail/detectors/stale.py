@@ -8,11 +8,12 @@ A read below the current epoch of its task is one whatever the time.
 from collections import OrderedDict, deque
 from collections.abc import Iterable, Iterator
 from heapq import heappop, heappush
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import msgspec
 
-from handrail.detectors import NOTHING, Count, Rule, Sight, finding, instant, key_form, lasting
+from handrail.detectors import NOTHING, Rule, Sight, finding, instant, key_form, lasting
+from handrail.detectors.params import StaleReadParams
 from handrail.detectors.sighting import (
     ACKNOWLEDGED,
     MAYBE,
@@ -43,22 +44,6 @@ _ACTS_SECONDS = 3600.0
 
 _EXPIRES = frozenset({"EX", "PX", "EXAT", "PXAT", "SETEX", "PSETEX", "EXPIRE", "PEXPIRE", "EXPIREAT", "PEXPIREAT"})
 """Words of a write's operation that say that the key goes away by itself, so that not finding it is no wonder."""
-
-Grace = Annotated[float, msgspec.Meta(ge=0)]
-
-
-class StaleReadParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    grace_seconds: Grace = 0.02
-    """A write that was acknowledged so shortly before the read was asked for does not count against it."""
-    lateness_seconds: Grace = 2.0
-    """How late an observation may arrive."""
-    acts_seconds: Grace = 3.0
-    """How long a finding waits for what the reader does next, so as to say it. A reader that acts ends the wait; one
-    that acts later, within an hour, gives a second finding."""
-    refuse: Literal["epoch", "stale"] = "epoch"
-    """What is refused with `action: enforce`: reads below the epoch, or every stale one."""
-    keys: Count = 10_000
-    """Keys of stores; one takes up to 4 KB."""
 
 
 class _Write(msgspec.Struct, frozen=True, gc=False):

@@ -10,9 +10,9 @@ from typing import Any, ClassVar
 
 import msgspec
 
-from handrail.detectors import NOTHING, Count, Rule, Sight, finding, instant, key_form
+from handrail.detectors import NOTHING, Rule, Sight, finding, instant, key_form
+from handrail.detectors.params import TornReadParams
 from handrail.detectors.sighting import ACKNOWLEDGED, Hold, comparable, ended, order_of, reader_of, shown, told
-from handrail.detectors.stale import Grace
 from handrail.event import Event, Finding
 from handrail.schema.registry import Registry
 
@@ -21,17 +21,6 @@ _KEYS = 64
 
 _WRITES = 8
 """Writes of one key that are remembered."""
-
-
-class TornReadParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    within_seconds: Grace = 5.0
-    """Reads of one reader further apart than this are two looks at the task. A key read again begins a new look."""
-    together_seconds: Grace = 2.0
-    """Writes of one writer no further apart than this replace a task's keys together."""
-    lateness_seconds: Grace = 2.0
-    """How late an observation may arrive."""
-    keys: Count = 10_000
-    """Tasks of stores, and readers of them; one takes 1 KB and more with the number of its keys."""
 
 
 class _Seen(msgspec.Struct, frozen=True, gc=False):

@@ -1,24 +1,14 @@
 """A payload that no registered schema can judge becomes a finding, once in a while for each workflow."""
 
 from collections.abc import Iterable
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import msgspec
 
-from handrail.detectors import NOTHING, Count, Rule, Seconds, Sight, between, finding
+from handrail.detectors import NOTHING, Rule, Sight, between, finding
+from handrail.detectors.params import UnknownParams
 from handrail.event import Event, Finding
 from handrail.schema.registry import Registry, is_untyped
-
-
-class UnknownParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    of: Literal["version", "subject", "type"] = "version"
-    """`version`: the subject is registered, this version of it is not. `subject`: the subject is not registered.
-    `type`: the traffic's own schema says nothing of what is handed over."""
-    again_seconds: Seconds = 3600.0
-    """How long one subject and version of one workflow stays quiet after a finding."""
-    even_if_empty: bool = False
-    """Speak although the registry holds nothing at all."""
-    keys: Count = 10_000
 
 
 class SchemaUnknown:

@@ -5,18 +5,14 @@ from typing import ClassVar
 
 import msgspec
 
-from handrail.detectors import NOTHING, Count, Rule, Sight, between, finding
+from handrail.detectors import NOTHING, Rule, Sight, between, finding
+from handrail.detectors.params import ViolationParams
 from handrail.event import Event, Finding
-from handrail.schema.registry import MAX_VIOLATIONS, Registry, Violation
+from handrail.schema.registry import Registry, Violation
 from handrail.wire.body import MALFORMED, REASONS
 
 _TAKEN = frozenset({"read", "deliver"})
 """Kinds of what an agent takes; such a payload is the reader's to refuse."""
-
-
-class ViolationParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    violations: Count = MAX_VIOLATIONS
-    """How many places one finding lists."""
 
 
 class SchemaViolation:
