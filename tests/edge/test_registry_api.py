@@ -3,9 +3,10 @@
 import base64
 import json
 import socket
+import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -163,6 +164,20 @@ def test_a_refusal_says_why(call: Caller) -> None:
     assert call("POST", "/compatibility/subjects/unheard/versions", text).body == {"is_compatible": True}
 
 
+def test_numbers_of_any_length_are_decided(call: Caller) -> None:
+    """A limit beyond 64 bits is refuted like any other, and its witness comes whole."""
+    most = 2**70
+    call.register("long-numbers", {"type": "integer"})
+    refused = call.register("long-numbers", {"type": "integer", "maximum": most})
+    more = {"Confluent_Accept_Unknown_Properties": "true"}
+    text = {"schema": json.dumps({"type": "integer", "maximum": most}), "schemaType": "JSON"}
+    told = call("POST", "/subjects/long-numbers/versions", text, **more).body
+    assert refused.status == 409
+    assert told["decided"] == "witness"
+    assert told["witness"] > most
+    assert str(most) in told["message"]
+
+
 def test_lists_come_in_pages(call: Caller) -> None:
     """`subjectPrefix`, `offset`, `limit`, `latestOnly` and `deleted` choose from what there is."""
     for name in ("page-a", "page-b", "page-c"):
@@ -178,6 +193,82 @@ def test_lists_come_in_pages(call: Caller) -> None:
     assert [(each["subject"], each["version"]) for each in schemas] == [("page-a", 1), ("page-c", 1), ("page-c", 2)]
     latest = call("GET", "/schemas?subjectPrefix=page-&latestOnly=true").body
     assert [(each["subject"], each["version"]) for each in latest] == [("page-a", 1), ("page-c", 2)]
+
+
+# What differs
+
+
+def test_two_versions_are_told_apart(call: Caller, tmp_path: Path, handrail_command: Sequence[str]) -> None:
+    """Number or `latest`, the older one first or not; the answer is what the command prints, as one array."""
+    versions = [TEXT, {**WIDER, "maxProperties": 10**30, "required": ["a"]}]
+    for number, schema in enumerate(versions, 1):
+        assert call("PUT", "/config/told", {"compatibility": "NONE"}).status == 200
+        assert call.register("told", schema).status == 200
+        (tmp_path / f"{number}.json").write_text(json.dumps(schema))
+    command = [*handrail_command, "schema", "diff", "1.json", "2.json", "--output", "json"]
+    printed = subprocess.run(command, cwd=tmp_path, capture_output=True, check=True, timeout=60).stdout
+
+    reply = call("GET", "/diff/subjects/told/versions/1/latest")
+    assert reply.body == [json.loads(line) for line in printed.splitlines()]
+    assert reply.body[-1] == {"type": "summary", "added": 2, "removed": 0, "changed": 1}
+    assert reply.headers["content-type"] == MEDIA
+    assert call("GET", "/diff/subjects/told/versions/1/2", If_None_Match=reply.headers["etag"]).status == 304
+    assert call("GET", "/diff/subjects/told/versions/latest/1").body[-1]["removed"] == 2
+    assert call("GET", "/diff/subjects/told/versions/2/latest").body == [
+        {"type": "summary", "added": 0, "removed": 0, "changed": 0}
+    ]
+
+
+def test_a_schema_that_is_not_registered_is_told_apart(call: Caller) -> None:
+    """From a version, or from another one, whatever each refers to; and nothing is registered by that."""
+    for subject in ("part", "whole"):
+        call("PUT", f"/config/{subject}", {"compatibility": "NONE"})
+    call.register("part", {"type": "integer"})
+    call.register("part", {"type": "integer", "minimum": 0})
+    for version in (1, 2):
+        schema, more = refers_as(version)
+        assert call.register("whole", schema, **more).status == 200
+    posted = [
+        {"schema": json.dumps(schema), "schemaType": "JSON", **more} for schema, more in map(refers_as, (1, 2, -1))
+    ]
+    change = {"type": "change", "kind": "added", "path": "/part", "keyword": "minimum", "old": None, "new": 0}
+    found = [change, {"type": "summary", "added": 1, "removed": 0, "changed": 0}]
+    assert call("GET", "/diff/subjects/whole/versions/1/2").body == found
+    assert call("POST", "/diff/subjects/whole/versions/1", posted[1]).body == found
+    assert call("POST", "/diff", {"old": posted[0], "new": posted[2]}).body == found
+    assert call("POST", "/diff/subjects/whole/versions/latest", posted[2]).body[0]["type"] == "summary"
+    assert call("GET", "/subjects/whole/versions").body == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body", "code"),
+    [
+        ("GET", "/diff/subjects/none/versions/1/2", None, 40401),
+        ("GET", "/diff/subjects/apart/versions/1/9", None, 40402),
+        ("GET", "/diff/subjects/apart/versions/9/1", None, 40402),
+        ("GET", "/diff/subjects/apart/versions/1/newest", None, 42202),
+        ("GET", "/diff", None, 405),
+        ("POST", "/diff/subjects/none/versions/1", {"schema": "{}", "schemaType": "JSON"}, 40401),
+        ("POST", "/diff/subjects/apart/versions/1", {"schema": "{}"}, 42201),
+        ("POST", "/diff/subjects/apart/versions/1", {"schema": "{", "schemaType": "JSON"}, 42201),
+        ("POST", "/diff/subjects/apart/versions/1", {"schema": '{"type": 7}', "schemaType": "JSON"}, 42201),
+        ("POST", "/diff", {"old": {"schema": "{}", "schemaType": "JSON"}}, 42201),
+        ("POST", "/diff", {"old": "{}", "new": "{}"}, 42201),
+        ("POST", "/diff", b"[]", 400),
+    ],
+)
+def test_what_cannot_be_told_apart_is_said_so(call: Caller, method: str, path: str, body: Any, code: int) -> None:
+    """With the codes of every other route."""
+    call.register("apart", TEXT)
+    reply = call(method, path, body)
+    assert (reply.code, str(reply.status)) == (code, str(code)[:3])
+    assert reply.body["message"]
+
+
+def refers_as(version: int) -> tuple[Any, dict[str, Any]]:
+    """A schema that refers to a version of `part`."""
+    schema = {"properties": {"part": {"$ref": "part.json"}}, "title": f"of {version}"}
+    return schema, {"references": [{"name": "part.json", "subject": "part", "version": version}]}
 
 
 # Two writers
@@ -348,12 +439,14 @@ def test_writes_need_a_token(tmp_path: Path) -> None:
         assert call("GET", "/subjects/s/versions").body == [1]
         assert call("POST", "/subjects/s", text).status == 200
         assert call("POST", "/compatibility/subjects/s/versions/latest", text).status == 200
+        assert call("POST", "/diff", {"old": text, "new": text}).status == 200
 
 
 def test_reads_need_a_token_where_that_is_wanted(tmp_path: Path) -> None:
     """The token may come from the environment too."""
     with running(tmp_path, "sqlite: r.db, protect_reads: true", *ports(), HANDRAIL_REGISTRY_TOKEN="only") as found:
         assert found.call("GET", "/subjects").status == 401
+        assert found.call("POST", "/diff", {}).status == 401
         assert found.call("GET", "/subjects", Authorization="Bearer only").body == []
 
 

@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import contextlib
+import json
 import os
 import sys
 from collections.abc import Awaitable, Callable, Sequence
@@ -253,7 +254,7 @@ class Service:
         async with session.request(method, self._url + path, data=raw, headers=kind, allow_redirects=False) as reply:
             answer = await reply.read()
             try:
-                return reply.status, orjson.loads(answer)
+                return reply.status, json.loads(answer)
             except ValueError:
                 raise Unreadable(
                     [f"{self._url}: is no schema registry: it answered {reply.status}, and no JSON"]
@@ -349,7 +350,7 @@ def register_text(
             for each in (outcome.verdict or {}).get("reasons", ()):
                 _tell(f"  {each['path'] or '/'}: {each['keyword']}: {each['message']}")
             if "witness" in (outcome.verdict or {}):
-                witness = orjson.dumps((outcome.verdict or {})["witness"], default=str).decode()
+                witness = json.dumps((outcome.verdict or {})["witness"])
                 _tell(f"  the one admits and the other refuses: {witness}")
             if not outcome.verdict:
                 _tell(f"  {outcome.problem}")
@@ -385,8 +386,8 @@ def show(catalogue: Catalogue, subject: str, *, output: str = "text") -> int:
 
 def _shown(entry: Entry) -> dict[str, Any]:
     shown: dict[str, Any] = msgspec.to_builtins(entry)
-    with contextlib.suppress(ValueError):
-        shown["schema"] = orjson.loads(entry.schema)
+    with contextlib.suppress(ValueError, RecursionError):
+        shown["schema"] = json.loads(entry.schema)
     return shown
 
 
@@ -399,7 +400,7 @@ def _reference(text: str) -> Reference:
 
 
 def _print(line: dict[str, Any]) -> None:
-    sys.stdout.buffer.write(orjson.dumps(line, default=str) + b"\n")
+    sys.stdout.buffer.write(json.dumps(line).encode() + b"\n")
 
 
 def _tell(line: str) -> None:

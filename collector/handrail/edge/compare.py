@@ -23,6 +23,7 @@ import msgspec
 from handrail.edge.files import Unreadable
 from handrail.schema import compatibility
 from handrail.schema.compatibility import MODES, Reason, Verdict
+from handrail.schema.difference import told
 from handrail.schema.registry import SchemaError
 
 SECONDS = 5.0
@@ -83,11 +84,9 @@ def diff(old: str, new: str, *, draft: str | None = None, output: str = "text") 
         raise Unreadable([str(error).replace("old: ", f"{old}: ", 1).replace("new: ", f"{new}: ", 1)]) from None
     except ValueError as error:
         raise Unreadable([f"command line: {error}"]) from None
-    counts = {kind: sum(1 for each in found if each.kind == kind) for kind in ("added", "removed", "changed")}
     if output == "json":
-        for each in found:
-            _print({"type": "change", **msgspec.structs.asdict(each)})
-        _print({"type": "summary", **counts})
+        for line in told(found):
+            _print(line)
         return 0
 
     from rich.table import Table
@@ -108,7 +107,8 @@ def diff(old: str, new: str, *, draft: str | None = None, output: str = "text") 
             Text(each.kind, styles[each.kind]), *(Text(cell) for cell in (each.path or "/", each.keyword, *values))
         )
     console().print(table)
-    console().print(", ".join(f"{count} {kind}" for kind, count in counts.items() if count))
+    *_, counts = told(found)
+    console().print(", ".join(f"{counts[kind]} {kind}" for kind in styles if counts[kind]))
     return 0
 
 

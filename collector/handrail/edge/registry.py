@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import hashlib
 import hmac
+import json
 import logging
 import os
 import ssl
@@ -222,6 +223,9 @@ class RegistryApi:
             ("GET", version + "/referencedby", self._referrers),
             ("POST", check, self._compatible),
             ("POST", check + "/{version}", self._compatible),
+            ("GET", "/diff" + version + "/{other}", self._diff_of_versions),
+            ("POST", "/diff" + version, self._diff_to_posted),
+            ("POST", "/diff", self._diff_of_posted),
             ("GET", "/config", self._config_of_all),
             ("PUT", "/config", self._set_config),
             ("DELETE", "/config", self._delete_config),
@@ -253,7 +257,7 @@ class RegistryApi:
             body: dict[str, Any] = {"error_code": denied.code, "message": denied.message}
             if _takes_more(request):
                 body |= denied.more
-            reply = web.Response(status=status, body=orjson.dumps(body, default=str))
+            reply = _any_json(body, status)
             if status == 401:
                 reply.headers["WWW-Authenticate"] = "Bearer"
             elif status == 503:
@@ -531,7 +535,46 @@ class RegistryApi:
             answer["messages"] = [] if verdict.compatible else _messages(verdict)
             if _takes_more(request):
                 answer |= _explained(verdict)
-        return web.Response(body=orjson.dumps(answer, default=str))
+        return _any_json(answer)
+
+    # What differs: Confluent's API has no such question, so the routes and the answer are our own
+
+    async def _diff_of_versions(self, request: web.Request) -> web.Response:
+        other = self.book.store.version(
+            request.match_info["subject"], request.match_info["other"], deleted=_flag(request, "deleted")
+        )
+        return await self._diff(self._registered(self._found(request)), self._registered(other))
+
+    async def _diff_to_posted(self, request: web.Request) -> web.Response:
+        found = self._found(request)
+        return await self._diff(self._registered(found), self._posted("new", await self._read(request)))
+
+    async def _diff_of_posted(self, request: web.Request) -> web.Response:
+        body, texts = await self._read(request), []
+        for name in ("old", "new"):
+            given = body.get(name)
+            if not isinstance(given, dict):
+                raise Denied(42201, f"Invalid schema: {name} must be an object with schema and schemaType")
+            texts.append(self._posted(name, given))
+        return await self._diff(*texts)
+
+    def _registered(self, version: Version) -> Text:
+        return text_of(self.book.store, file_of(version), self.book.store.text(version))
+
+    def _posted(self, name: str, body: Mapping[str, Any]) -> Text:
+        """The schema in a request, which stands nowhere. Raises Denied."""
+        text, references = self._given(body)
+        self.book.store.read(text, references)
+        return text_of(self.book.store, f"{name}/0.json", Document(0, text, references))
+
+    async def _diff(self, old: Text, new: Text) -> web.Response:
+        async with self._place():
+            try:
+                return _any_json(await self.worker.differ(old, new, self._config.compare_seconds))
+            except Exhausted as error:
+                raise Denied(42201, f"Invalid schema: cannot be compared: it {error}") from None
+            except SchemaError as error:
+                raise Denied(42201, f"Invalid schema: {error}") from None
 
     async def _delete_subject(self, request: web.Request) -> web.Response:
         subject, permanent = request.match_info["subject"], _flag(request, "permanent")
@@ -614,6 +657,11 @@ def _json(value: Any) -> web.Response:
     return web.Response(body=msgspec.json.encode(value))
 
 
+def _any_json(value: Any, status: int = 200) -> web.Response:
+    """For what may hold integers beyond 64 bits, or text that is not Unicode, as payloads made up for a schema do."""
+    return web.Response(status=status, body=json.dumps(value).encode())
+
+
 def _flag(request: web.Request, name: str) -> bool:
     return request.query.get(name, "").lower() == "true"
 
@@ -672,7 +720,7 @@ def _conditional(request: web.Request, reply: web.StreamResponse) -> web.StreamR
 def _messages(verdict: Verdict) -> list[str]:
     lines = [f"{each.path or '/'}: {each.keyword}: {each.message}" for each in verdict.reasons]
     if verdict.decided == "witness":
-        lines.append(f"the one admits and the other refuses: {orjson.dumps(verdict.witness, default=str).decode()}")
+        lines.append(f"the one admits and the other refuses: {json.dumps(verdict.witness)}")
     if verdict.decided == "undecided":
         lines.append("neither proved nor refuted in time; registry.accept_undecided takes that for compatible")
     return lines or ["the one admits what the other refuses"]

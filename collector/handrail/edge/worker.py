@@ -1,11 +1,12 @@
 """Schemas from strangers are compiled and compared in a process of their own, which may be slow, or die, alone.
 
-Orders and answers are msgpack behind a length of four bytes, over standard input and output. A native call cannot be
-interrupted, so a worker that is past its time is killed, and the next order starts another.
+Orders are msgpack and answers JSON behind a length of four bytes, over standard input and output. A native call cannot
+be interrupted, so a worker that is past its time is killed, and the next order starts another.
 """
 
 import asyncio
 import contextlib
+import json
 import re
 import resource
 import sys
@@ -17,6 +18,7 @@ from typing import Any
 import msgspec
 
 from handrail.schema import compatibility
+from handrail.schema.difference import told
 from handrail.schema.registry import Documents, Schema, SchemaError, read_document
 from handrail.schema.store import Level
 
@@ -49,13 +51,22 @@ class Compare(msgspec.Struct, frozen=True, tag="compare"):
     accept_undecided: bool = False
 
 
+class Differ(msgspec.Struct, frozen=True, tag="differ"):
+    """What differs between two schemas."""
+
+    old: Text
+    new: Text
+
+
 class Answer(msgspec.Struct, frozen=True):
     problem: str | None = None
     """Why the schema cannot be enforced."""
     verdict: compatibility.Verdict | None = None
+    changes: list[dict[str, Any]] | None = None
+    """What differs, as `difference.told` has it."""
 
 
-Order = Compile | Compare
+Order = Compile | Compare | Differ
 
 
 class Exhausted(Exception):
@@ -90,6 +101,13 @@ class Worker:
             raise SchemaError(answer.problem or "cannot be compared")
         return answer.verdict
 
+    async def differ(self, old: Text, new: Text, seconds: float) -> list[dict[str, Any]]:
+        """What differs, as `difference.told` has it. Raises Exhausted, and SchemaError where one is no schema."""
+        answer = await self._ask(Differ(old, new), seconds)
+        if answer.changes is None:
+            raise SchemaError(answer.problem or "cannot be compared")
+        return answer.changes
+
     async def stop(self) -> None:
         process, self._process = self._process, None
         if process is not None and process.returncode is None:
@@ -107,7 +125,7 @@ class Worker:
                 async with asyncio.timeout(seconds):
                     process.stdin.write(len(raw).to_bytes(4, "big") + raw)
                     await process.stdin.drain()
-                    return msgspec.msgpack.decode(await _frame(process.stdout), type=Answer)
+                    return msgspec.convert(json.loads(await _frame(process.stdout)), Answer)
             except TimeoutError:
                 await self.stop()
                 raise Exhausted(f"took more than {seconds:g} s") from None
@@ -189,6 +207,9 @@ def answer(order: Order) -> Answer:
             subject, _, version = text.file.removesuffix(".json").rpartition("/")
             Schema(subject, version, text.files[text.file], Documents(text.files, text.references))
             return Answer()
+        if isinstance(order, Differ):
+            found = compatibility.changes(bundled(order.old), bundled(order.new))
+            return Answer(changes=told(found))
         deadline = time.monotonic() + order.seconds
         verdict = compatibility.check_all(
             [bundled(text) for text in order.versions],
@@ -221,7 +242,8 @@ def _serve() -> None:
     send(b"")
     while len(head := source.read(4)) == 4:
         order = msgspec.msgpack.decode(source.read(int.from_bytes(head, "big")), type=Order)
-        send(msgspec.msgpack.encode(answer(order)))
+        # msgpack has no integers beyond 64 bits and no lone surrogates; what a schema or a witness holds may be either.
+        send(json.dumps(msgspec.to_builtins(answer(order))).encode())
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Two schemas become the list of what was added, removed and changed between them, place by place in the payload."""
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from itertools import zip_longest
 from typing import Any
 
@@ -32,6 +33,15 @@ def difference(old: Place, new: Place) -> list[Change]:
         if len(found) >= MAX_CHANGES:
             break
     return list(found.values())
+
+
+def told(changes: Sequence[Change]) -> list[dict[str, Any]]:
+    """Changes as they are written in JSON: an object with a `type` for each, and at the end a summary that counts."""
+    counts = Counter(each.kind for each in changes)
+    return [
+        *({"type": "change", **msgspec.structs.asdict(each)} for each in changes),
+        {"type": "summary", **{kind: counts[kind] for kind in ("added", "removed", "changed")}},
+    ]
 
 
 ANNOTATIONS = frozenset(
