@@ -7,31 +7,19 @@ workflow A never changes the findings of workflow B. A detector never keeps a pa
 """
 
 from collections.abc import Iterable, Mapping
-from typing import Annotated, Any, ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
 import msgspec
 
-from handrail.event import Event, Finding, FindingSide, Severity, fingerprint_of, rfc3339
+from handrail.detectors.params import Action as Action
+from handrail.detectors.params import Count as Count
+from handrail.detectors.params import Rule as Rule
+from handrail.detectors.params import Scope as Scope
+from handrail.detectors.params import Seconds as Seconds
+from handrail.event import Event, Finding, FindingSide, fingerprint_of, rfc3339
 from handrail.schema.registry import Registry
 
-Action = Literal["observe", "enforce"]
-Scope = Literal["hop", "workflow", "store"]
 Sight = Literal["first", "asked", "final"]
-
-Count = Annotated[int, msgspec.Meta(ge=1)]
-Seconds = Annotated[float, msgspec.Meta(gt=0)]
-
-
-class Rule(msgspec.Struct, frozen=True, kw_only=True):
-    """What the detector of a rule knows about its rule."""
-
-    id: str
-    """`kind` or `kind.suffix`; metric label, runbook anchor."""
-    kind: str
-    """A key of `rules.KINDS`; one of the finding kinds."""
-    severity: Severity = "warning"
-    scope: Scope = "hop"
-    action: Action = "observe"
 
 
 class Detector(Protocol):

@@ -1,4 +1,4 @@
-"""What a rule of each kind can be told: the parameters of every detector, `with:` in a rule.
+"""What detectors are told: their rule, and what a rule of each kind may say under `with:`.
 
 They stand in one module because msgspec reads their annotations when they are defined, which a compiled module does not
 keep; the detectors themselves are compiled.
@@ -8,15 +8,32 @@ from typing import Annotated, Literal
 
 import msgspec
 
-from handrail.detectors import Count, Seconds
+from handrail.event import Severity
 from handrail.schema.registry import MAX_VIOLATIONS
 
+Action = Literal["observe", "enforce"]
+Scope = Literal["hop", "workflow", "store"]
+
+Count = Annotated[int, msgspec.Meta(ge=1)]
+Seconds = Annotated[float, msgspec.Meta(gt=0)]
 Keep = Literal["always", "once_said", "never"]
 Whole = Annotated[int, msgspec.Meta(ge=0)]
 Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
 Some = Annotated[float, msgspec.Meta(gt=0, le=1)]
 Hops = Annotated[int, msgspec.Meta(ge=2)]
 Grace = Annotated[float, msgspec.Meta(ge=0)]
+
+
+class Rule(msgspec.Struct, frozen=True, kw_only=True):
+    """What the detector of a rule knows about its rule."""
+
+    id: str
+    """`kind` or `kind.suffix`; metric label, runbook anchor."""
+    kind: str
+    """A key of `rules.KINDS`; one of the finding kinds."""
+    severity: Severity = "warning"
+    scope: Scope = "hop"
+    action: Action = "observe"
 
 
 class ViolationParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
