@@ -122,9 +122,11 @@ def _check(args: argparse.Namespace) -> int:
     problems: list[object] = []
     registry, packs = Registry(), []
     try:
-        registry = files.load_registry(found)
+        registry = files.registry_in_force(found, lambda fault: print(f"handrail: {fault.message}", file=sys.stderr))
     except files.Unreadable as error:
         problems += error.problems
+    except config.ConfigError as error:
+        problems.append(error)
     try:
         packs = files.load_packs(found)
         pipeline.build(found, registry, rules.watches(packs, registry), args.config)

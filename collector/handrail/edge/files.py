@@ -1,7 +1,7 @@
 """Files become what the core loads from them: schema directories a Registry, rule files packs."""
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from importlib import resources
 from pathlib import Path
 
@@ -9,6 +9,7 @@ import handrail
 from handrail import rules
 from handrail.config import Config, ConfigError
 from handrail.edge.worker import vetted
+from handrail.event import Fault
 from handrail.rules import Pack
 from handrail.schema.registry import Registry
 
@@ -154,7 +155,7 @@ def decoded(raw: bytes, file: str) -> str:
 
 
 def load_registry(config: Config) -> Registry:
-    """The schemas of a configuration. Raises Unreadable with every file that is wrong."""
+    """The schemas in the directory of a configuration. Raises Unreadable with every file that is wrong."""
     registry = Registry(config.schemas.edges)
     directory = config.schemas.directory
     if directory is not None:
@@ -164,6 +165,15 @@ def load_registry(config: Config) -> Registry:
         if problems:
             raise Unreadable([str(Path(directory) / problem) for problem in problems])
     return registry
+
+
+def registry_in_force(config: Config, tell: Callable[[Fault], None]) -> Registry:
+    """The schemas that a run would judge by, wherever its registry is. Raises Unreadable, ConfigError."""
+    if config.registry is None:
+        return load_registry(config)
+    from handrail.edge.schemas import registry_of  # only here: a directory needs no HTTP client
+
+    return registry_of(config, tell)
 
 
 def load_packs(config: Config) -> list[Pack]:

@@ -15,8 +15,8 @@ from aiohttp import web
 
 from handrail.config import Config
 from handrail.edge import catalogue
-from handrail.edge.files import Unreadable, load_registry
-from handrail.event import Event, Finding
+from handrail.edge.files import Unreadable, registry_in_force
+from handrail.event import Event, Fault, Finding
 from handrail.pipeline import build
 from handrail.schema.inference import Profile
 from handrail.schema.registry import Registry
@@ -109,7 +109,7 @@ def infer(files: Sequence[str], config: Config, *, subject: str | None = None, o
     """
     from handrail.edge.replay import records
 
-    inspector = build(config, load_registry(config), ())
+    inspector = build(config, registry_in_force(config, _told), ())
     learner = Learner(Registry(), limit=10_000)
     for record in records(files, inspector, _unseen):
         if isinstance(record, Event):
@@ -127,6 +127,10 @@ def infer(files: Sequence[str], config: Config, *, subject: str | None = None, o
         sys.stdout.buffer.write(orjson.dumps(each["schema"], option=orjson.OPT_INDENT_2) + b"\n")
     sys.stdout.buffer.flush()
     return 0
+
+
+def _told(fault: Fault) -> None:
+    sys.stderr.write(f"handrail: {fault.message}\n")
 
 
 def _unseen(read: int) -> None:

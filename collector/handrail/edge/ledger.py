@@ -34,16 +34,19 @@ class LedgerError(Exception):
 class Ledger:
     """One connection to the file. Not for use by two threads at once."""
 
-    def __init__(self, path: str | Path) -> None:
-        """Makes the file where there is none. Raises LedgerError."""
+    def __init__(self, path: str | Path, *, read_only: bool = False) -> None:
+        """Makes the file where there is none, unless it is only to be read. Raises LedgerError."""
         self._path = path
         try:
+            if read_only:
+                # Without a log beside it the file is open nowhere, and SQLite need not make one to read it.
+                how = "mode=ro" if Path(f"{path}-wal").exists() else "mode=ro&immutable=1"
+                uri = f"{Path(path).absolute().as_uri()}?{how}"
+                self._database = sqlite3.connect(uri, uri=True, timeout=5.0, isolation_level=None)
+                self._check()
+                return
             self._database = sqlite3.connect(path, timeout=5.0, isolation_level=None, check_same_thread=False)
-            found = self._one("PRAGMA application_id"), self._one("PRAGMA user_version")
-            if found[0] not in (0, APPLICATION) or found[1] > FORMAT:
-                raise LedgerError(f"{path}: is not a registry that this version of Handrail can read")
-            if found[0] == 0 and self._one("SELECT count(*) FROM sqlite_master"):
-                raise LedgerError(f"{path}: is the database of something else")
+            self._check()
             # FULL: a commit is on the disk before a writer is answered. WAL: readers do not wait for writers.
             self._database.execute("PRAGMA journal_mode = WAL")
             self._database.execute("PRAGMA synchronous = FULL")
@@ -52,6 +55,14 @@ class Ledger:
             self._database.execute(f"PRAGMA user_version = {FORMAT}")
         except sqlite3.Error as error:
             raise LedgerError(f"{path}: cannot be opened: {error}") from None
+
+    def _check(self) -> None:
+        """That it is a registry, or nothing yet. Raises LedgerError."""
+        found = self._one("PRAGMA application_id"), self._one("PRAGMA user_version")
+        if found[0] not in (0, APPLICATION) or found[1] > FORMAT:
+            raise LedgerError(f"{self._path}: is not a registry that this version of Handrail can read")
+        if found[0] == 0 and self._one("SELECT count(*) FROM sqlite_master"):
+            raise LedgerError(f"{self._path}: is the database of something else")
 
     def _one(self, statement: str) -> int:
         return int(self._database.execute(statement).fetchone()[0])

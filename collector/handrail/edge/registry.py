@@ -62,9 +62,9 @@ class RegistryBook:
         self.turn = asyncio.Lock()
 
     @classmethod
-    def opened(cls, path: str, level: Any) -> "RegistryBook":
+    def opened(cls, path: str, level: Any, *, read_only: bool = False) -> "RegistryBook":
         """What a ledger holds. Raises LedgerError."""
-        ledger = Ledger(path)
+        ledger = Ledger(path, read_only=read_only)
         book = cls(Store(level), ledger, path)
         book._apply(ledger.after(0))
         return book

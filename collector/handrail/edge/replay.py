@@ -24,7 +24,7 @@ from rich.text import Text
 
 from handrail.config import Config, OtlpConfig
 from handrail.dialects.spans import Sightings
-from handrail.edge.files import Unreadable, decoded, load_packs, load_registry
+from handrail.edge.files import Unreadable, decoded, load_packs, registry_in_force
 from handrail.edge.graph import configured_plans
 from handrail.event import SEVERITIES, Decision, Event, Fault, Finding, Severity, event_from, rfc3339, to_json
 from handrail.pipeline import Inspector, build, replay_events, replay_exchanges
@@ -93,7 +93,8 @@ def run(
 
     Returns 0, or 1 where a finding reaches `fail_on`. Raises Unreadable for bad input, ConfigError for bad rules.
     """
-    registry = load_registry(config)
+    astray: list[Fault] = []
+    registry = registry_in_force(config, astray.append)
     inspector = build(config, registry, watches(load_packs(config), registry))
     if inspector.spans is not None:
         inspector.pipeline.sightings = inspector.spans.sightings = Sightings(OtlpConfig().join_seconds, limit=SIGHTINGS)
@@ -102,7 +103,7 @@ def run(
     with _progress(files, output) as progress:
         declared = [inspector.pipeline.observe(plan) for plan in configured_plans(config, 0.0)]
         told = (found for decision in declared for found in decision.findings)
-        for record in chain(told, records(files, inspector, progress)):
+        for record in chain(astray, told, records(files, inspector, progress)):
             summary.add(record)
             printer.add(record)
     summary.files = len(files)

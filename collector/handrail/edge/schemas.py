@@ -8,10 +8,12 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
-from handrail.config import Config, ConfigError
-from handrail.edge.files import MAX_SCHEMAS, Unreadable, read_schemas
+from handrail.config import Config, ConfigError, RegistryConfig
+from handrail.edge.files import MAX_SCHEMAS, Unreadable, load_registry, read_schemas
 from handrail.edge.ledger import LedgerError
 from handrail.edge.metrics import Metrics
 from handrail.edge.registry import RegistryApi, RegistryBook
@@ -24,6 +26,80 @@ from handrail.schema.store import Store, from_files
 log = logging.getLogger("handrail.registry")
 
 DEFAULT_FILE = "handrail-registry.sqlite3"
+
+
+def registry_of(config: Config, tell: Callable[[Fault], None]) -> Registry:
+    """The schemas that a run would judge by now, for who only reads them. Nothing is written, and nothing made.
+
+    `tell` is told what a run would count as a fault: a version that is left out, a remote registry that is away. Raises
+    Unreadable where there is neither an answer of that nor one from before, and ConfigError as a run does.
+    """
+    settings = config.registry
+    if settings is None or config.schemas.directory is not None:
+        return load_registry(config)
+
+    def refused(problem: str, reason: str = "invalid") -> None:
+        tell(Fault(component="registry", reason=reason, message=problem))
+
+    if settings.remote is not None:
+        remote = RemoteRegistry(settings)
+        if problem := remote.read_cache():
+            refused(f"nothing kept from before is used: {problem}", "unreadable")
+        try:
+            asyncio.run(_polled(remote))
+        except Astray as error:
+            if remote.confirmed_at is None:
+                raise Unreadable([f"registry.remote: {error}; {_CURES[error.reason]}"]) from None
+            since = datetime.fromtimestamp(remote.confirmed_at, UTC).isoformat(timespec="seconds")
+            refused(f"{error}; what it had at {since} is used, from {settings.cache}", error.reason)
+        store, problems = store_of(remote.rows, settings.compatibility)
+        book = RegistryBook(store, source=remote.url)
+    else:
+        problems, file = [], settings.sqlite or DEFAULT_FILE
+        if not Path(file).exists() or not Path(file).stat().st_size:
+            refused(f"registry.sqlite: {file} is not there; a run would begin without a schema", "unreadable")
+            return Registry(config.schemas.edges)
+        try:
+            book = RegistryBook.opened(file, settings.compatibility, read_only=True)
+        except LedgerError as error:
+            raise ConfigError("configuration", "registry.sqlite", str(error)) from None
+        assert book.ledger is not None
+        book.ledger.close()
+    registry = Registry(config.schemas.edges)
+    subjects, more = _compiled(book, registry, settings)
+    registry.replace(subjects)
+    for problem in problems + more:
+        refused(problem)
+    return registry
+
+
+_CURES = {
+    "unreachable": "start it, or mend the URL; a run that reached it once leaves its answer in registry.cache",
+    "slow": "it is at fault, or raise registry.request_seconds; a run that was answered keeps that in registry.cache",
+    "refused": "it is at fault, or the token in registry.remote_token_file is; what it answers says which",
+    "invalid": "it is at fault, or the URL leads to something that is no schema registry",
+    "changed": "it is at fault: what was registered must never change",
+}
+
+
+async def _polled(remote: RemoteRegistry) -> None:
+    try:
+        await remote.poll()
+    finally:
+        await remote.close()
+
+
+def _compiled(book: RegistryBook, registry: Registry, settings: RegistryConfig) -> tuple[Any, list[str]]:
+    """What `Registry.replace` takes, and what is wrong with the versions that were left out."""
+    files, references = book.texts()
+    if len(files) > MAX_SCHEMAS:
+        return {}, [f"{book.source}: holds more than {MAX_SCHEMAS} schemas"]
+    costly: dict[str, str] = {}
+    if settings.remote is not None:  # what is in our own ledger was vetted when it was registered
+        costly = vetted(files, references, seconds=settings.compile_seconds)
+        files = {file: raw for file, raw in files.items() if file not in costly}
+    subjects, problems = registry.compiled(files, references)
+    return subjects, [f"{file}: {why}" for file, why in costly.items()] + [str(problem) for problem in problems]
 
 
 class Schemas:
@@ -105,15 +181,7 @@ class Schemas:
         return store
 
     def _compiled(self) -> tuple[Any, list[str]]:
-        files, references = self.book.texts()
-        if len(files) > MAX_SCHEMAS:
-            return {}, [f"{self.book.source}: holds more than {MAX_SCHEMAS} schemas"]
-        costly: dict[str, str] = {}
-        if self.remote is not None:  # what is in our own ledger was vetted when it was registered
-            costly = vetted(files, references, seconds=self._settings.compile_seconds)
-            files = {file: raw for file, raw in files.items() if file not in costly}
-        subjects, problems = self._registry.compiled(files, references)
-        return subjects, [f"{file}: {why}" for file, why in costly.items()] + [str(problem) for problem in problems]
+        return _compiled(self.book, self._registry, self._settings)
 
     def _put(self, subjects: Any, problems: list[str]) -> None:
         self._registry.replace(subjects)
