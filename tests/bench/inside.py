@@ -1,8 +1,8 @@
 """What one exchange costs Handrail without its sockets, step by step: where to look when the throughput falls.
 
-Runs the sidecar's own decoders, inspector and recorder over exchanges in memory, one after another, and prints the
-first decile and the median of each step in microseconds, with `orjson.loads` of the same body as the yardstick of how
-fast the machine is at this moment.
+Runs the sidecar's own decoders, inspector and recorder over exchanges in memory, as many together as the sidecar takes
+under load, and prints the first decile and the median of each step in microseconds for one exchange, with
+`orjson.loads` of the same body as the yardstick of how fast the machine is at this moment.
 
 Usage: inside.py [EXCHANGES]
 """
@@ -13,6 +13,7 @@ import statistics
 import sys
 import tempfile
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from time import perf_counter
 
@@ -24,6 +25,7 @@ from rich.table import Table
 sys.path.append(str(Path(__file__).resolve().parents[2] / "collector"))  # an installed build goes before the source
 
 from handrail.config import load
+from handrail.edge.proxy import LOOK_TOGETHER
 from handrail.edge.sidecar import Sidecar
 from handrail.wire import Exchange, Reply, Request
 from handrail.wire.http1 import ReplyDecoder, RequestDecoder
@@ -66,7 +68,7 @@ def requests(count: int) -> Iterator[bytes]:
 
 
 def measure(count: int) -> list[list[float]]:
-    """Seconds of each step for each exchange."""
+    """Seconds of each step for one exchange, as the mean of those that were looked at together."""
     spent: list[list[float]] = [[] for _ in STEPS]
     with tempfile.TemporaryDirectory() as directory:
         whole = sidecar(Path(directory))
@@ -76,29 +78,34 @@ def measure(count: int) -> list[list[float]]:
     gc.collect()
     gc.freeze()
     gc.set_threshold(50_000, 20, 50)  # as the sidecar sets it
-    for number, data in enumerate(requests(count)):
-        at = 1_767_261_600.0 + number / 1000
-        t0 = perf_counter()
-        request = asking.feed(data, at)
-        t1 = perf_counter()
-        assert isinstance(request, Request)
-        exchange = Exchange(id=f"{number:032x}", route=route, request=request)
-        t2 = perf_counter()
-        answering.expect("POST")
-        reply = answering.feed(ANSWER, at)
-        t3 = perf_counter()
-        assert isinstance(reply, Reply)
-        exchange.reply, exchange.ended, exchange.overhead_ms = reply, at + 0.001, 0.1
+    coming = enumerate(requests(count))
+    while len(part := list(islice(coming, LOOK_TOGETHER))) == LOOK_TOGETHER:
+        exchanges, decoded, answered = [], 0.0, 0.0
+        for number, data in part:
+            at = 1_767_261_600.0 + number / 1000
+            t0 = perf_counter()
+            request = asking.feed(data, at)
+            t1 = perf_counter()
+            assert isinstance(request, Request)
+            exchange = Exchange(id=f"{number:032x}", route=route, request=request)
+            answering.expect("POST")
+            t2 = perf_counter()
+            reply = answering.feed(ANSWER, at)
+            t3 = perf_counter()
+            assert isinstance(reply, Reply)
+            exchange.reply, exchange.ended, exchange.overhead_ms = reply, at + 0.001, 0.1
+            exchanges.append(exchange)
+            decoded, answered = decoded + t1 - t0, answered + t3 - t2
         t4 = perf_counter()
-        decisions = list(inspector.whole(exchange))
+        decisions = inspector.together(exchanges)
         t5 = perf_counter()
-        for decision in decisions:
-            recorder.record(decision, at)
+        recorder.record_all(decisions, at)
         t6 = perf_counter()
-        orjson.loads(data[-job.BODY_BYTES :])
+        for exchange in exchanges:
+            orjson.loads(exchange.request.body)
         t7 = perf_counter()
-        for step, seconds in zip(spent, (t1 - t0, t3 - t2, t5 - t4, t6 - t5, t7 - t6), strict=True):
-            step.append(seconds)
+        for step, seconds in zip(spent, (decoded, answered, t5 - t4, t6 - t5, t7 - t6), strict=True):
+            step.append(seconds / LOOK_TOGETHER)
     return spent
 
 
