@@ -5,7 +5,7 @@ Event ─▶ subject, version, digest ─▶ rules that match ─▶ detectors �
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import get_args
+from typing import Any, cast, get_args
 
 import msgspec
 
@@ -288,6 +288,14 @@ class Inspector:
         if faults:
             decisions.append(Decision(faults=tuple(faults)))
         return (dialect, known), decisions
+
+    def called(self, exchange: Exchange, asked: Asked, calls: Any, at: float) -> list[Decision]:
+        """Calls of tools are complete while the reply of a model still comes, see `ModelDialect.called`."""
+        return [self.pipeline.observe(event) for event in cast(ModelDialect, asked[0]).called(exchange, calls, at)]
+
+    def refuse(self, exchange: Exchange, asked: Asked) -> None:
+        """A rule has kept the reply of a model from its agent."""
+        cast(ModelDialect, asked[0]).refuse(exchange)
 
     def close(self, exchange: Exchange, asked: Asked) -> Iterator[Decision]:
         """The exchange is over, with or without a reply."""

@@ -2,8 +2,10 @@
 
 from typing import Any
 
+import orjson
+
 from handrail.dialects import text, whole
-from handrail.dialects.turns import Call, Item, Result, Said, Tool, Turn, reply_values, words
+from handrail.dialects.turns import Call, Item, Reading, Result, Said, Tool, Turn, words
 from handrail.wire import Exchange
 
 _PATHS = ("/messages", ":rawPredict", ":streamRawPredict", "/invoke", "/invoke-with-response-stream")
@@ -38,54 +40,83 @@ class Anthropic:
             return None
         return "messages" if path.endswith("/messages") else "messages.batches" if "/batches" in path else None
 
-    def said(self, exchange: Exchange, turn: Turn) -> Said:
-        """The reply; of a stream that was cut, as much as there is."""
-        said = Said(calls=[])
-        texts: list[str] = []
-        open_: dict[object, tuple[str | None, str, list[str]]] = {}
-        for value in reply_values(exchange, said):
-            if type(value) is not dict:
-                continue
-            kind = value.get("type")
-            if kind == "content_block_delta":
-                delta = value.get("delta")
-                if type(delta) is dict:
-                    if type(more := delta.get("text")) is str:
-                        texts.append(more)
-                    elif type(more := delta.get("partial_json")) is str and value.get("index") in open_:
-                        open_[value.get("index")][2].append(more)
-            elif kind == "content_block_start":
-                block = value.get("content_block")
-                if type(block) is dict and block.get("type") == "tool_use" and (name := text(block.get("name"))):
-                    open_[value.get("index")] = (text(block.get("id")), name, [])
-            elif kind == "content_block_stop":
-                _close(said, open_, value.get("index"))
-            elif kind == "message_start":
-                _message(said, value.get("message"))
-            elif kind == "message_delta":
-                _count(said, value.get("usage"))
-            elif kind == "message_stop":
-                said.is_over = True
-            elif kind == "error":
-                error = value.get("error")
-                said.error = (text(error.get("type")) if type(error) is dict else None) or "error"
-            elif kind == "message":
-                _message(said, value)
-                item = _item(value)
-                if item is not None:
-                    texts.append(item.text)
-                    said.calls += item.calls
-            elif kind != "ping" and "content" not in value:
-                said.is_unread, said.is_over = True, False
-        for index in list(open_):
-            _close(said, open_, index)
-        said.text = "".join(texts)
-        return said
+    def reading(self, turn: Turn) -> Reading:
+        """What reads the reply; of a stream that is cut, it gives as much as there is."""
+        return _Message()
 
 
-def _close(said: Said, open_: dict[object, tuple[str | None, str, list[str]]], index: object) -> None:
-    if (block := open_.pop(index, None)) is not None:
-        said.calls.append(Call(block[0], block[1], "".join(block[2])))
+class _Message:
+    """A message."""
+
+    __slots__ = ("_open", "_texts", "said")
+
+    def __init__(self) -> None:
+        self.said = Said(calls=[])
+        self._texts: list[str] = []
+        self._open: dict[str | None, tuple[str | None, str, list[str], Any]] = {}
+        """Blocks that are calls and not complete, by index: id, name, parts of the input, the input as it began."""
+
+    @property
+    def is_calling(self) -> bool:
+        return bool(self._open)
+
+    def add(self, value: Any) -> None:
+        if type(value) is not dict:
+            return
+        said = self.said
+        kind = value.get("type")
+        if kind == "content_block_delta":
+            delta = value.get("delta")
+            if type(delta) is dict:
+                if type(more := delta.get("text")) is str:
+                    self._texts.append(more)
+                elif type(more := delta.get("partial_json")) is str:
+                    block = self._open.get(text(value.get("index")))
+                    if block is not None:
+                        block[2].append(more)
+        elif kind == "content_block_start":
+            block = value.get("content_block")
+            if type(block) is dict and block.get("type") == "tool_use" and (name := text(block.get("name"))):
+                self._open[text(value.get("index"))] = (text(block.get("id")), name, [], block.get("input"))
+        elif kind == "content_block_stop":
+            self._close(text(value.get("index")))
+        elif kind == "message_start":
+            _message(said, value.get("message"))
+        elif kind == "message_delta":
+            _count(said, value.get("usage"))
+        elif kind == "message_stop":
+            said.is_over = True
+            for index in list(self._open):
+                self._close(index)
+        elif kind == "error":
+            error = value.get("error")
+            said.error = (text(error.get("type")) if type(error) is dict else None) or "error"
+        elif kind == "message":
+            _message(said, value)
+            item = _item(value)
+            if item is not None:
+                self._texts.append(item.text)
+                said.calls += item.calls
+        elif kind != "ping" and "content" not in value:
+            said.is_unread, said.is_over = True, False
+
+    def calls(self) -> dict[int, Call]:
+        return dict(enumerate(self.said.calls, 1))
+
+    def end(self) -> Said:
+        for index in list(self._open):
+            self._close(index)
+        self.said.text = "".join(self._texts)
+        return self.said
+
+    def refused(self, code: str, message: str) -> bytes:
+        error = {"type": "handrail_refused", "message": message, "code": code}
+        return b"event: error\ndata: %s\n\n" % orjson.dumps({"type": "error", "error": error})
+
+    def _close(self, index: str | None) -> None:
+        if (block := self._open.pop(index, None)) is not None:
+            id, name, parts, given = block
+            self.said.calls.append(Call(id, name, "".join(parts) or given))
 
 
 def _message(said: Said, message: object) -> None:

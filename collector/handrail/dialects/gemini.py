@@ -5,7 +5,7 @@ from typing import Any
 import orjson
 
 from handrail.dialects import text, whole
-from handrail.dialects.turns import Call, Item, Result, Said, Tool, Turn, reply_values
+from handrail.dialects.turns import Call, Item, Reading, Result, Said, Tool, Turn
 from handrail.wire import Exchange
 
 _METHODS = (":generateContent", ":streamGenerateContent")
@@ -38,19 +38,41 @@ class Gemini:
         method = exchange.request.target.partition("?")[0].rpartition(":")[2]
         return method if method in _ASIDES else None
 
-    def said(self, exchange: Exchange, turn: Turn) -> Said:
-        """The reply. Each event of a stream is a reply of its own; without `alt=sse` they stand in one array."""
-        said = Said(calls=[])
-        texts: list[str] = []
-        is_stream = b"event-stream" in (exchange.reply.headers.get(b"content-type", b"") if exchange.reply else b"")
-        for value in reply_values(exchange, said):
-            for each in value if type(value) is list else [value]:
-                if type(each) is dict:
-                    self._add(said, each, texts, is_stream)
-        said.text = "".join(texts)
-        return said
+    def reading(self, turn: Turn) -> Reading:
+        """What reads the reply. Each event of a stream is one of its own; without `alt=sse` they stand in one array."""
+        return _Reply()
 
-    def _add(self, said: Said, value: dict[str, Any], texts: list[str], is_stream: bool) -> None:
+
+class _Reply:
+    """What generateContent answers."""
+
+    __slots__ = ("_texts", "said")
+
+    is_calling = False
+    """A call comes whole."""
+
+    def __init__(self) -> None:
+        self.said = Said(calls=[])
+        self._texts: list[str] = []
+
+    def add(self, value: Any) -> None:
+        for each in value if type(value) is list else [value]:
+            if type(each) is dict:
+                self._add(each)
+
+    def calls(self) -> dict[int, Call]:
+        return dict(enumerate(self.said.calls, 1))
+
+    def end(self) -> Said:
+        self.said.text = "".join(self._texts)
+        return self.said
+
+    def refused(self, code: str, message: str) -> bytes:
+        error = {"code": 422, "message": message, "status": "FAILED_PRECONDITION", "details": [{"reason": code}]}
+        return b"data: %s\n\n" % orjson.dumps({"error": error})
+
+    def _add(self, value: dict[str, Any]) -> None:
+        said = self.said
         if (error := value.get("error")) is not None:
             said.error = (text(error.get("status")) if type(error) is dict else None) or "error"
         said.id = text(_of(value, "responseId")) or said.id
@@ -74,7 +96,7 @@ class Gemini:
                 said.is_over = True
             item = _item(candidate.get("content"))
             if item is not None:
-                texts.append(item.text)
+                self._texts.append(item.text)
                 said.calls += item.calls
 
 

@@ -45,7 +45,7 @@ from handrail.dialects.conventions import (
     speaker,
     stem,
 )
-from handrail.dialects.turns import Call, Format, Item, Result, Said, Tool, Turn
+from handrail.dialects.turns import Call, Format, Item, Reading, Result, Said, Tool, Turn, read_reply
 from handrail.event import Confidence, Event, Fault, Outcome, digest_of
 from handrail.schema.registry import Registry, SchemaError, is_untyped
 from handrail.wire import Body, Exchange
@@ -98,13 +98,30 @@ class ModelDialect:
         body = Body(reason=exchange.request.json(exchange.route.limits).reason)
         return (begin(exchange, self.name, operation, {}, body, kind="usage"),)
 
+    def reading(self, exchange: Exchange) -> Reading | None:
+        """What reads the reply while it comes; None where none is due that could ask for a handoff."""
+        turn, _ = self._heard.get(exchange.id, (None, None))
+        return None if turn is None else self._format.reading(turn)
+
+    def called(self, exchange: Exchange, calls: dict[int, Call], at: float) -> list[Event]:
+        """The handoffs that calls ask for which are complete while their reply still comes.
+
+        Each is given once: `answer` does not repeat what was given here.
+        """
+        turn, heard = self._heard[exchange.id]
+        return self._conversations.call(self.name, turn, heard, calls, exchange, at)
+
+    def refuse(self, exchange: Exchange) -> None:
+        """A rule has kept this reply from its agent: the handoffs that it asks for are rejected."""
+        self._conversations.refuse(exchange.id, exchange.ended)
+
     def answer(self, exchange: Exchange, asked: tuple[Event, ...]) -> Iterable[Event | Fault]:
         """What became known of earlier handoffs, the model's answer, and the handoffs that it asks for."""
         (usage,) = asked
         turn, heard = self._heard.pop(exchange.id, (None, None))
         if turn is None or heard is None:
             return (*self._conversations.known(), complete(usage, exchange))
-        said = self._format.said(exchange, turn)
+        said = read_reply(self._format, exchange, turn)
         told = {"model": said.model or turn.model}
         for name in ("input_tokens", "output_tokens"):
             if (count := getattr(said, name)) is not None:
@@ -144,6 +161,8 @@ class _Handoff(msgspec.Struct):
     event: Event
     """As it was asked."""
     key: str
+    reply: str
+    """Id of the exchange whose reply asked for it."""
     id: str | None
     tool: str
     kind: HandoffKind
@@ -193,6 +212,8 @@ class _Heard(msgspec.Struct):
     first: str
     is_led: bool = False
     """The name is what a handoff or a history taught of this speaker."""
+    told: dict[int, tuple[Call, _Handoff | None]] = {}
+    """Calls that were complete before their reply was, by their place in it."""
 
 
 # How sure something is. The numbers order; the words are what an event says.
@@ -502,7 +523,7 @@ class Conversations:
                 self._learn_name(name)
                 self._names.put(handoff.identity, (name, _EXACT))
                 for each in handoff.thread.open.values():  # all that one reply asked for has one source
-                    if each.event.at == handoff.event.at and each.identity == handoff.identity:
+                    if each.reply == handoff.reply:
                         each.event = msgspec.structs.replace(each.event, source=name)
                         each.source_sure = _EXACT
             return
@@ -518,7 +539,7 @@ class Conversations:
             heard.name, heard.sure = handoff.target, sure
         self._resolve(handoff, "accepted", at)
         for other in thread.open.values():
-            if other.event.at == handoff.event.at and not handoff.is_ok:
+            if other.reply == handoff.reply and not handoff.is_ok:
                 other.has_sibling = True
 
     def _lost(self, handoff: _Handoff, at: float | None, silent: Outcome = "dropped") -> None:
@@ -565,15 +586,38 @@ class Conversations:
     def say(self, protocol: str, turn: Turn, heard: _Heard, said: Said, exchange: Exchange) -> list[Event]:
         """Remembers what was said, and gives the handoffs that it asks for."""
         thread = heard.thread
-        at = exchange.ended
         if said.id is not None:
             self._responses.put(said.id, thread)
         if said.text or said.calls:
             self._end_with(thread, _ending(said.text, said.calls))
             thread.last_text, thread.last_identity = said.text, heard.identity
+        status = None if exchange.reply is None else exchange.reply.status
+        for _, handoff in heard.told.values():
+            if handoff is not None:
+                handoff.event = msgspec.structs.replace(handoff.event, tokens=said.tokens, status=status)
+        calls = dict(enumerate(said.calls, 1))
+        if exchange.end == "refused":  # what had begun when a call was refused is none
+            calls = {number: call for number, call in calls.items() if number in heard.told}
+        return self.call(protocol, turn, heard, calls, exchange, exchange.ended, said.tokens)
+
+    def call(
+        self,
+        protocol: str,
+        turn: Turn,
+        heard: _Heard,
+        calls: dict[int, Call],
+        exchange: Exchange,
+        at: float,
+        tokens: int | None = None,
+    ) -> list[Event]:
+        """The handoffs that these calls of a reply ask for, by their place in it; those that were told stay out."""
+        thread = heard.thread
         events = []
-        for number, call in enumerate(said.calls, 1):
-            handoff = self._handoff(protocol, turn, heard, said, exchange, call, number, at)
+        for number, call in calls.items():
+            if number in heard.told and heard.told[number][0] == call:
+                continue
+            handoff = self._handoff(protocol, turn, heard, exchange, call, number, at, tokens)
+            heard.told[number] = (call, handoff)
             if handoff is None:
                 continue
             if call.id is not None:
@@ -605,16 +649,24 @@ class Conversations:
         else:
             same.append(thread)
 
+    def refuse(self, reply: str, at: float) -> None:
+        """None of the handoffs that a reply asked for will come to anything: it never reached its agent."""
+        for handoff in [each for each in self._open.values() if each.reply == reply]:
+            if handoff.is_known:
+                self._resolve(handoff, "rejected", at or None)
+            else:
+                self._close(handoff)
+
     def _handoff(
         self,
         protocol: str,
         turn: Turn,
         heard: _Heard,
-        said: Said,
         exchange: Exchange,
         call: Call,
         number: int,
         at: float,
+        tokens: int | None,
     ) -> _Handoff | None:
         thread = heard.thread
         arguments, size, reason = _arguments(call.arguments)
@@ -647,7 +699,7 @@ class Conversations:
             side=exchange.route.side,
             payload=arguments,
             payload_bytes=size,
-            tokens=said.tokens,
+            tokens=tokens,
             status=None if exchange.reply is None else exchange.reply.status,
             state_version=state(arguments.get("state_version")) if type(arguments) is dict else None,
             uninspected=reason,
@@ -664,6 +716,7 @@ class Conversations:
         return _Handoff(
             event=event if size <= KEPT_BYTES else msgspec.structs.replace(event, payload=None),
             key=key,
+            reply=exchange.id,
             id=call.id,
             tool=call.name,
             kind=kind,  # type: ignore[arg-type]

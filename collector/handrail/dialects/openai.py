@@ -9,7 +9,7 @@ from typing import Any
 import orjson
 
 from handrail.dialects import text, whole
-from handrail.dialects.turns import Call, Item, Result, Said, Tool, Turn, reply_values, words
+from handrail.dialects.turns import Call, Item, Reading, Result, Said, Tool, Turn, words
 from handrail.wire import Exchange
 
 _CHAT, _RESPONSES = "/chat/completions", "/responses"
@@ -60,9 +60,9 @@ class OpenAi:
                 return operation
         return None
 
-    def said(self, exchange: Exchange, turn: Turn) -> Said:
-        """The reply; of a stream that was cut, as much as there is."""
-        return _said_in_chat(exchange) if turn.operation == "chat.completions" else _said_in_response(exchange)
+    def reading(self, turn: Turn) -> Reading:
+        """What reads the reply; of a stream that is cut, it gives as much as there is."""
+        return _Chat() if turn.operation == "chat.completions" else _Response()
 
 
 def _chat(body: dict[str, Any]) -> Turn:
@@ -156,20 +156,33 @@ def _responses(body: dict[str, Any]) -> Turn:
 class _Part:
     """A call that is put together from the parts of a stream."""
 
-    __slots__ = ("arguments", "id", "index", "name")
+    __slots__ = ("arguments", "id", "index", "is_over", "name")
 
-    def __init__(self, index: object, id: str | None) -> None:
+    def __init__(self, index: tuple[object, object], id: str | None) -> None:
         self.index, self.id, self.name = index, id, ""
         self.arguments: list[str] = []
+        self.is_over = False
+        """Its choice is over, or another call began behind arguments that are whole."""
 
 
-def _said_in_chat(exchange: Exchange) -> Said:
-    said = Said(calls=[])
-    texts: list[str] = []
-    parts: list[_Part] = []
-    for value in reply_values(exchange, said):
+class _Chat:
+    """A chat completion."""
+
+    __slots__ = ("_parts", "_texts", "said")
+
+    def __init__(self) -> None:
+        self.said = Said(calls=[])
+        self._texts: list[str] = []
+        self._parts: list[_Part] = []
+
+    @property
+    def is_calling(self) -> bool:
+        return any(not part.is_over for part in self._parts)
+
+    def add(self, value: Any) -> None:
         if type(value) is not dict:
-            continue
+            return
+        said = self.said
         if said.id is None and "id" in value:
             said.id, said.model = text(value["id"]), text(value.get("model"))
         if (error := value.get("error")) is not None:
@@ -180,26 +193,58 @@ def _said_in_chat(exchange: Exchange) -> Said:
         if type(choices) is not list:
             if error is None and value.get("object") is None:
                 said.is_unread, said.is_over = True, False
-            continue
+            return
         for choice in choices:
             if type(choice) is not dict:
                 continue
-            if choice.get("finish_reason"):
-                said.is_over = True
             delta = choice.get("delta")
             if type(delta) is not dict:
                 message = choice.get("message")
                 if type(message) is dict:
-                    texts.append(words(message.get("content")))
+                    self._texts.append(words(message.get("content")))
                     said.calls += _calls_in(message.get("tool_calls"), message.get("function_call"))
-                continue
-            if type(content := delta.get("content")) is str and content and not choice.get("index"):
-                texts.append(content)
-            if (asked := delta.get("tool_calls")) or delta.get("function_call"):
-                _put_together(parts, choice.get("index") or 0, asked, delta.get("function_call"))
-    said.text = "".join(texts)
-    said.calls += [Call(part.id, part.name, "".join(part.arguments)) for part in parts if part.name]
-    return said
+            else:
+                if type(content := delta.get("content")) is str and content and not choice.get("index"):
+                    self._texts.append(content)
+                if (asked := delta.get("tool_calls")) or delta.get("function_call"):
+                    _put_together(self._parts, choice.get("index") or 0, asked, delta.get("function_call"))
+            if choice.get("finish_reason"):
+                said.is_over = True
+                for part in self._parts:
+                    if part.index[0] == (choice.get("index") or 0):
+                        part.is_over = True
+
+    def calls(self) -> dict[int, Call]:
+        calls = dict(enumerate(self.said.calls, 1))
+        named = [part for part in self._parts if part.name]
+        return calls | {at: _call_of(part) for at, part in enumerate(named, len(calls) + 1) if part.is_over}
+
+    def end(self) -> Said:
+        self.said.text = "".join(self._texts)
+        self.said.calls += [_call_of(part) for part in self._parts if part.name]
+        return self.said
+
+    def refused(self, code: str, message: str) -> bytes:
+        return _refused(code, message)
+
+
+def _refused(code: str, message: str) -> bytes:
+    """`error` is what clients of both APIs raise; `code` and `message` beside it are the event of responses."""
+    error = {"message": message, "type": "handrail_refused", "param": None, "code": code}
+    said = {"type": "error", "code": code, "message": message, "param": None, "error": error}
+    return b"data: %s\n\n" % orjson.dumps(said)
+
+
+def _call_of(part: _Part) -> Call:
+    return Call(part.id, part.name, "".join(part.arguments))
+
+
+def _is_whole(arguments: str) -> bool:
+    """Whether nothing can follow them: an object that is closed."""
+    try:
+        return arguments.rstrip().endswith("}") and type(orjson.loads(arguments)) is dict
+    except orjson.JSONDecodeError:
+        return False
 
 
 def _put_together(parts: list[_Part], choice: object, asked: object, function: object) -> None:
@@ -216,6 +261,9 @@ def _put_together(parts: list[_Part], choice: object, asked: object, function: o
             more = orjson.dumps(more).decode()
         part = _part(parts, index, id, name)
         if part is None:
+            for other in parts:
+                if other.index[0] == choice and not other.is_over:
+                    other.is_over = _is_whole("".join(other.arguments))
             part = _Part(index, id)
             parts.append(part)
         elif name is not None and part.name == name and part.arguments and more == "".join(part.arguments):
@@ -224,6 +272,7 @@ def _put_together(parts: list[_Part], choice: object, asked: object, function: o
         part.name = part.name or name or ""
         if type(more) is str and more:
             part.arguments.append(more)
+            part.is_over = False
 
 
 def _part(parts: list[_Part], index: tuple[object, object], id: str | None, name: str | None) -> _Part | None:
@@ -237,21 +286,34 @@ def _part(parts: list[_Part], index: tuple[object, object], id: str | None, name
                 return part
         return None
     for part in reversed(parts):
-        if part.index[0] == index[0] and (index[1] is None or part.index[1] == index[1]):  # type: ignore[index]
+        if part.index[0] == index[0] and (index[1] is None or part.index[1] == index[1]):
             return None if name is not None and part.name and (index[1] is None or part.name != name) else part
     return None
 
 
-def _said_in_response(exchange: Exchange) -> Said:
-    said = Said(calls=[])
-    texts: list[str] = []
-    done: dict[object, Call] = {}
-    for value in reply_values(exchange, said):
+class _Response:
+    """A response."""
+
+    __slots__ = ("_done", "_open", "_texts", "said")
+
+    def __init__(self) -> None:
+        self.said = Said(calls=[])
+        self._texts: list[str] = []
+        self._done: dict[object, Call] = {}
+        self._open: dict[str | None, dict[str, Any]] = {}
+        """Items that are calls and not complete, by their place in the output."""
+
+    @property
+    def is_calling(self) -> bool:
+        return bool(self._open)
+
+    def add(self, value: Any) -> None:
         if type(value) is not dict:
-            continue
+            return
+        said, texts, done = self.said, self._texts, self._done
         kind = value.get("type")
         if kind == "response.output_text.delta":
-            continue
+            return
         response = value.get("response") if type(value.get("response")) is dict else None
         if response is None and value.get("object") == "response":
             response, kind = value, f"response.{value.get('status')}"
@@ -271,24 +333,45 @@ def _said_in_response(exchange: Exchange) -> Said:
             said.error = text(value.get("code")) or _error(value.get("error")) or "error"
         elif kind == "response.failed":
             said.error, said.is_over = said.error or "failed", True
+        elif kind == "response.output_item.added":
+            item = value.get("item")
+            if type(item) is dict and item.get("type") in _CALLS:
+                self._open[text(value.get("output_index"))] = item
+        elif kind in ("response.function_call_arguments.done", "response.custom_tool_call_input.done"):
+            item = self._open.pop(text(value.get("output_index")), None)
+            if item is not None:
+                _put_item({**item, "arguments": value.get("arguments", value.get("input"))}, done, texts)
         elif kind == "response.output_item.done":
+            self._open.pop(text(value.get("output_index")), None)
             _put_item(value.get("item"), done, texts)
         elif kind in ("response.completed", "response.incomplete"):
             said.is_over = True
+            self._open.clear()
         output = response.get("output") if response is not None else None
         if kind != "response.created" and type(output) is list and output:
             texts.clear()
             for item in output:
                 _put_item(item, done, texts)
-    said.text = "".join(texts)
-    said.calls = list(done.values())
-    return said
+
+    def calls(self) -> dict[int, Call]:
+        return dict(enumerate(self._done.values(), 1))
+
+    def end(self) -> Said:
+        self.said.text = "".join(self._texts)
+        self.said.calls = list(self._done.values())
+        return self.said
+
+    def refused(self, code: str, message: str) -> bytes:
+        return b"event: error\n" + _refused(code, message)
+
+
+_CALLS = ("function_call", "custom_tool_call")
 
 
 def _put_item(item: object, done: dict[object, Call], texts: list[str]) -> None:
     if type(item) is not dict:
         return
-    if item.get("type") in ("function_call", "custom_tool_call"):
+    if item.get("type") in _CALLS:
         if (name := text(item.get("name"))) is not None:
             id = text(item.get("call_id"))
             key = id or text(item.get("id")) or len(done)

@@ -92,6 +92,34 @@ class Said(msgspec.Struct):
         return (self.input_tokens or 0) + (self.output_tokens or 0)
 
 
+class Reading(Protocol):
+    """One reply, which is read value by value as it comes."""
+
+    said: Said
+    """What is known of it, without its text."""
+
+    @property
+    def is_calling(self) -> bool:
+        """A call has begun that is not complete."""
+        ...
+
+    def add(self, value: Any) -> None:
+        """A reply that is whole, or what one event of a stream says. Anything may come."""
+        ...
+
+    def calls(self) -> dict[int, Call]:
+        """The calls that are complete, by their place among all calls of the reply, from 1."""
+        ...
+
+    def end(self) -> Said:
+        """Nothing more comes."""
+        ...
+
+    def refused(self, code: str, message: str) -> bytes:
+        """The event that ends a stream which a rule has refused, as the provider's clients know an error."""
+        ...
+
+
 class Format(Protocol):
     """The wire format of one provider's API."""
 
@@ -105,9 +133,17 @@ class Format(Protocol):
         """The operation of a request to the same API that is no turn; None where it is of another protocol."""
         ...
 
-    def said(self, exchange: Exchange, turn: Turn) -> Said:
-        """The reply, as much of it as there is."""
+    def reading(self, turn: Turn) -> Reading:
+        """What reads the reply to this request."""
         ...
+
+
+def read_reply(format: Format, exchange: Exchange, turn: Turn) -> Said:
+    """The reply, as much of it as there is."""
+    reading = format.reading(turn)
+    for value in reply_values(exchange, reading.said):
+        reading.add(value)
+    return reading.end()
 
 
 def reply_values(exchange: Exchange, said: Said) -> Iterator[Any]:

@@ -12,6 +12,7 @@ import contextlib
 import logging
 import re
 import secrets
+import select
 import socket
 import ssl
 import struct
@@ -26,6 +27,8 @@ import orjson
 from handrail.config import LimitsConfig
 from handrail.dialects import Asked, with_chain
 from handrail.dialects.a2a import is_card_path, rewrite_card
+from handrail.dialects.llm import ModelDialect
+from handrail.dialects.turns import Call
 from handrail.edge.gate import ReplyGate
 from handrail.edge.record import Recorder
 from handrail.edge.route import Listener, Target
@@ -54,6 +57,8 @@ AFTER_SECONDS = 0.001
 """A deadline is over so long after its instant: deadlines travel as text, and an answer at the instant is in time."""
 LINGER_SECONDS = 1.0
 """How long a refused client is read and discarded, so that a reset does not overtake the answer."""
+STALE_SECONDS = 0.05
+"""After so long a pause the upstream is looked at before it gets a request: it may have closed its connection."""
 HALF_CLOSE_SECONDS = 1.0
 """A client that has sent its last byte may still want the answer. After this long the upstream is told."""
 
@@ -101,6 +106,7 @@ class _Client(asyncio.Protocol):
         "_paused",
         "_proxy",
         "_queue",
+        "_rested",
         "_route",
         "_started",
         "_tail",
@@ -134,6 +140,7 @@ class _Client(asyncio.Protocol):
         self._fell = False  # whether it is the fallback that answers
         self._method = ""
         self._started = 0.0
+        self._rested = 0.0  # since when no exchange is under way
         self._deadline = 0.0
         self.decoder = RequestDecoder(proxy.head_limits, listener.route.limits.body_bytes, proxy.budget)
         self.transport = cast(asyncio.Transport, None)
@@ -299,8 +306,7 @@ class _Client(asyncio.Protocol):
                 return
             if self._listener.stamp and self._held is not None and passage.asked is not None:
                 self._held[0] = _stamped(self._held[0], request, passage.asked, proxy.due(passage, enforced=False))
-            if passage.asked is not None and passage.asked[0].name in MODELS and self._interim is None:
-                self._gate = ReplyGate()
+            self._gate = self._gate_for(passage)
             held, self._held = self._held, None
             self.state = _WAITING
             self._deadline = self._reply_deadline(at)
@@ -444,10 +450,18 @@ class _Client(asyncio.Protocol):
     # Towards the upstream.
 
     def _open_upstream(self, data: bytes) -> None:
-        """The first bytes of a request."""
+        """The first bytes of a request.
+
+        They go where an answer can come from: an upstream that closed its connection meanwhile has not seen them, so
+        that another connection is no repetition.
+        """
         upstream = self._upstream
         if upstream is not None:
-            upstream.expect(self._method)
+            if self._started - self._rested > STALE_SECONDS and upstream.is_closed():
+                self._upstream = None
+                upstream.leave()
+            else:
+                upstream.expect(self._method)
         self._to_upstream(data)
 
     def _to_upstream(self, data: bytes) -> None:
@@ -533,6 +547,8 @@ class _Client(asyncio.Protocol):
             upstream = self._upstream
             begun = upstream is None or upstream.decoder.status
             self._deadline = 0.0 if begun else self._reply_deadline(at)
+        if self._interim is not None:
+            data = self._without_interim(data)
         if self._gate is not None:
             gated = self._gated(self._gate, data, cast("Reply | None", got), at)
             if gated is None:
@@ -547,31 +563,41 @@ class _Client(asyncio.Protocol):
                 return
             data = self._card(self._tail, cast(Reply, got))
             self._tail = None
-        elif self._interim is not None:
-            data = self._without_interim(data)
         self.transport.write(data)
         if passage is not None:
             passage.overhead += _perf() + self._proxy.offset - at
         if got is not None:
             self._replied(cast(Reply, got), at)
 
+    def _gate_for(self, passage: _Passage) -> ReplyGate | None:
+        """What holds the calls of a model's reply until they were judged; None where it can ask for no handoff."""
+        asked, proxy = passage.asked, self._proxy
+        if asked is None or asked[0].name not in MODELS or not proxy.enforcing:
+            return None
+        reading = cast(ModelDialect, asked[0]).reading(passage.exchange)
+        return None if reading is None else ReplyGate(reading, lambda calls: proxy.calls_held(passage, calls))
+
     def _gated(self, gate: ReplyGate, data: bytes, got: Reply | None, at: float) -> bytes | None:
         """What of a model's reply goes on to the client now; None where it was answered here instead."""
         proxy = self._proxy
         was_holding = gate.is_holding
         out = gate.feed(data)
+        if gate.refusal is not None:
+            self._gate = None
+            self._refuse_rest(gate, gate.refusal, out, got, at)
+            return None
         if gate.size > proxy.limits.hold_bytes:
             self._gate = None
             proxy.recorder.uninspected("too_large_to_hold")
             return out + gate.release()
         if got is None:
             if gate.is_holding:
-                if not was_holding:
+                if not was_holding or out:
                     gate.until = at + proxy.limits.hold_seconds
                 self._deadline = gate.until
             return out
         self._gate = None
-        if not gate.is_holding or self._passage is None:
+        if not gate.is_holding or not gate.is_due or self._passage is None:
             return out + gate.release()
         self._deadline = 0.0
         exchange = self._passage.exchange
@@ -580,9 +606,9 @@ class _Client(asyncio.Protocol):
         refusal = proxy.close_held(self._passage)
         if refusal is None:
             return out + gate.release()
-        proxy.recorder.count("handrail_refused_total", "rule")
-        status, kind, body = refusal_reply(refusal, exchange, "")
         if gate.is_whole:
+            proxy.recorder.count("handrail_refused_total", "rule")
+            status, kind, body = refusal_reply(refusal, exchange, "")
             head = b"HTTP/1.1 %d %s\r\ncontent-type: %s\r\ncontent-length: %d\r\nhandrail-findings: %s\r\n\r\n" % (
                 status,
                 _PHRASES.get(status, "Refused").encode(),
@@ -591,16 +617,31 @@ class _Client(asyncio.Protocol):
                 re.sub(r"[^A-Za-z0-9._, -]", "_", refusal.finding.rule).encode(),
             )
             self.transport.write(head + body)
-        elif gate.is_aligned:
-            error = {"message": refusal.finding.message, "type": "handrail_refused", "code": refusal.finding.rule}
-            said = b"data: " + orjson.dumps({"type": "error", "error": error}) + b"\n\n"
-            self.transport.write(out + b"%x\r\n%s\r\n0\r\n\r\n" % (len(said), said))
-        else:
             self._replied(got, at)
-            self._cut()  # an end that looks orderly would make a whole reply of half of one
-            return None
-        self._replied(got, at)
+        else:
+            self._refuse_rest(gate, refusal, out, got, at)
         return None
+
+    def _refuse_rest(self, gate: ReplyGate, refusal: Refusal, out: bytes, got: Reply | None, at: float) -> None:
+        """A call in a stream is refused: what came before it passes, and the stream ends with an error.
+
+        What else the upstream would say is of no use to anybody: it is released.
+        """
+        self._proxy.recorder.count("handrail_refused_total", "rule")
+        self._deadline = 0.0
+        ending = gate.ending(refusal.finding.rule, refusal.finding.message)
+        if out or ending is not None:
+            self.transport.write(out + (ending or b""))
+        if got is not None:
+            self._replied(got, at)
+        else:
+            self._end("refused")
+            self._drop_upstream()
+            self._over()
+        if ending is None:
+            self._cut()  # an end that looks orderly would make a whole reply of half of one
+        elif gate.ends_connection:
+            self._finish()
 
     def _replied(self, reply: Reply, at: float) -> None:
         proxy = self._proxy
@@ -635,7 +676,8 @@ class _Client(asyncio.Protocol):
         self.state = _IDLE
         self._first = False
         self._method = ""
-        self._deadline = proxy.now() + proxy.limits.keepalive_seconds
+        self._rested = proxy.now()
+        self._deadline = self._rested + proxy.limits.keepalive_seconds
         if proxy.draining or (self._eof and not self.decoder.rest):
             self._finish()
             return
@@ -677,7 +719,9 @@ class _Client(asyncio.Protocol):
         self._upstream = None
         if state == _HELD:
             return  # it has seen nothing of this request; another connection will
-        if state == _TUNNEL or state == _IDLE or state == _HEAD or state >= _DISCARD:
+        if (state == _IDLE and not self.decoder.rest or state == _HEAD) and not upstream.said_close():
+            self._proxy.soon(self._left)
+        elif state == _TUNNEL or state == _IDLE or state == _HEAD or state >= _DISCARD:
             self._finish(abort=not clean and state == _TUNNEL)
         elif type(got) is Reply and clean:  # a reply that ends with the connection
             if self._gate is not None:
@@ -714,6 +758,18 @@ class _Client(asyncio.Protocol):
             self._end("upstream_reset")
             self._proxy.recorder.count("handrail_refused_total", "upstream")
             self._answer(502, "The upstream closed the connection without an answer", self._authority())
+
+    def _left(self) -> None:
+        """Between two requests the upstream closed its connection, and so will we: once what the client sent was read.
+
+        A request that is here by now would be lost with the connection, unseen by anybody. There is one look at the
+        sockets between two turns of the loop.
+        """
+        self._proxy.soon(self._leave)
+
+    def _leave(self) -> None:
+        if self.state == _IDLE and self._upstream is None and not self.decoder.rest:
+            self._finish()
 
     def _bad_reply(self, fault: Fault) -> None:
         upstream, self._upstream = self._upstream, None
@@ -1098,6 +1154,22 @@ class _Upstream(asyncio.Protocol):
         if self._client is not None:
             self._client.upstream_full(False)
 
+    def is_closed(self) -> bool:
+        """Whether there is something to read on a connection where nothing is due: its end, which is not told yet."""
+        transport = self.transport
+        if transport is None:
+            return False
+        held = transport.get_extra_info("socket")
+        if transport.is_closing() or held is None or held.fileno() < 0:
+            return True
+        looking = select.poll()
+        looking.register(held.fileno(), select.POLLIN)
+        return bool(looking.poll(0))
+
+    def said_close(self) -> bool:
+        """Whether its last reply was the last: then what the client sent behind it was never to be answered."""
+        return b"close" in self.decoder.headers.get(b"connection", b"").lower()
+
     def end_writing(self) -> bool:
         """The client will send no more; False where that ends both directions."""
         transport = self.transport
@@ -1402,6 +1474,24 @@ class Proxy:
         passage.kept += len(request)
         return request
 
+    def calls_held(self, passage: _Passage, calls: dict[int, Call]) -> Refusal | None:
+        """The Decision on calls of tools that are complete and held; none where we fail."""
+        if passage.asked is None:
+            return None
+        if self._looking:
+            self.drain()
+        now = self.now()
+        try:
+            decisions = self.inspector.called(passage.exchange, passage.asked, calls, now)
+            self.recorder.record_all(decisions, now)
+            refusal = refusal_in(decisions)
+            if refusal is not None:
+                self.inspector.refuse(passage.exchange, passage.asked)
+            return refusal
+        except Exception as error:
+            self._contain(error, now)
+            return None
+
     def close_held(self, passage: _Passage) -> Refusal | None:
         """The Decision on a reply that is held; none where we fail."""
         if passage.asked is None:
@@ -1413,7 +1503,10 @@ class Proxy:
             decisions = list(self.inspector.close(passage.exchange, passage.asked))
             passage.closed = True
             self.recorder.record_all(decisions, now)
-            return refusal_in(decisions)
+            refusal = refusal_in(decisions)
+            if refusal is not None:
+                self.inspector.refuse(passage.exchange, passage.asked)
+            return refusal
         except Exception as error:
             self._contain(error, now)
             return None
