@@ -48,9 +48,9 @@ _YOUNG, _STEPS = 1_000, 3
 """The first payloads are all measured; then every n-th, so that each costs about as many steps into it."""
 _HABIT = 20
 """Payloads after which doing what the schema allows for the first time is a change."""
-_WALK_ALL, _WALK_YOUNG, _WALK_EACH = 64, 31, 511
+_WALK_ALL, _WALK_YOUNG, _WALK_EACH, _WALK_LAST = 64, 31, 511, 8191
 """The first payloads are all counted; then every 32nd, and of one that is not young every 512th; each that does not
-fit is."""
+fit is. Of large payloads fewer, about one for eight times as many payloads as each has values, down to every 8192nd."""
 _KEYS_AT_ONCE = 8
 """As many new names in one object, or told of one object, are keys of a map."""
 _LEAST_SHIFT = 3
@@ -63,13 +63,15 @@ Steps = tuple[str | None, ...]
 """A place in a payload: names, and None for the items of an array."""
 
 
-class _Change(msgspec.Struct, frozen=True):
-    path: str
-    change: Change
-    old: Any
-    new: Any
-    against: Literal["schema", "past"]
-    says: str
+class _Change:
+    """One thing that is new. Not a Struct, so that this module can be compiled."""
+
+    __slots__ = ("against", "change", "new", "old", "path", "says")
+
+    def __init__(
+        self, path: str, change: Change, old: Any, new: Any, against: Literal["schema", "past"], says: str
+    ) -> None:
+        self.path, self.change, self.old, self.new, self.against, self.says = path, change, old, new, against, says
 
 
 class Measure:
@@ -83,7 +85,10 @@ class Measure:
         "_window",
         "absent",
         "bins",
+        "holder",
+        "in_array",
         "kind",
+        "name",
         "now",
         "past",
         "path",
@@ -94,6 +99,8 @@ class Measure:
     def __init__(self, kind: Literal["presence", "number", "length", "size"], steps: Steps) -> None:
         self.kind, self.steps = kind, steps
         self.path = _path(steps)
+        self.holder, self.name = steps[:-1], steps[-1] if steps else None
+        self.in_array = None in steps
         self.bins: dict[int, int] = {}
         self.past = 0
         self.absent = 0
@@ -243,6 +250,7 @@ class Sender:
         "last_change",
         "measures",
         "messages",
+        "old_walk",
         "plan",
         "profile",
         "said",
@@ -265,6 +273,8 @@ class Sender:
         self.measures: dict[tuple[str, Steps], Measure] = {}
         self.plan: tuple[Measure, ...] = ()
         self.every = 1
+        self.old_walk = _WALK_EACH
+        """One less than the number of payloads of which one is counted, once the sender is not young."""
         self.size = Measure("size", ())
         self.said: dict[tuple[str, str], int] = {}
         """How often each change of each path was told."""
@@ -381,7 +391,7 @@ class SchemaDrift:
             is_known = sender.fits is not None and sender.fits(value)
         except (ValueError, TypeError):
             is_known = False
-        if not is_known or messages <= _WALK_ALL or not messages & (_WALK_EACH if messages > _YOUNG else _WALK_YOUNG):
+        if not is_known or messages <= _WALK_ALL or not messages & (sender.old_walk if messages > _YOUNG else _WALK_YOUNG):
             found = self._walk(event, value, sender, schema, is_reply)
         if messages <= _YOUNG or not messages % sender.every:
             moved = self._measured(event, value, sender)
@@ -404,7 +414,10 @@ class SchemaDrift:
             changes.setdefault((change.path, change.change, str(change.new)), change)
             if len(changes) >= _MAX_CHANGES:
                 break
+        values = profile.values
         profile.add(value)
+        values = profile.values - values
+        sender.old_walk = min(max((1 << (8 * values).bit_length()) - 1, _WALK_EACH), _WALK_LAST)
         found = tuple(
             self._found(event, value, sender, change)
             for change in changes.values()
@@ -438,11 +451,10 @@ class SchemaDrift:
             found = self._moved(event, value, sender, sender.size, told)
         for measure in sender.plan:
             if measure.kind == "presence":
-                holders = [each for each in _all_at(value, measure.steps[:-1], 64) if type(each) is dict]
-                if not holders:
+                is_there = _has(value, measure.holder, measure.name)
+                if is_there is None:
                     continue
-                name = measure.steps[-1]
-                measure.mark(any(name in holder for holder in holders))
+                measure.mark(is_there)
                 if measure.absent and measure.is_gone(params.false_alarm):
                     absent, past = measure.absent, measure.bins.get(1, 0)
                     if sender.messages > _YOUNG:
@@ -459,8 +471,9 @@ class SchemaDrift:
                     continue
                 told = measure.compare(params.window, params.false_alarm)
             else:
-                for each in _all_at(value, measure.steps, 8):
-                    if measure.kind == "length":
+                is_length = measure.kind == "length"
+                for each in _all_at(value, measure.steps, 8) if measure.in_array else (_at(value, measure.steps),):
+                    if is_length:
                         if type(each) is list:
                             measure.add(len(each))
                     elif type(each) is int or type(each) is float:
@@ -720,6 +733,17 @@ def _at(value: Any, steps: Steps) -> Any:
             return None
         value = value.get(step)
     return value
+
+
+def _has(value: Any, holder: Steps, name: str | None) -> bool | None:
+    """Whether some object at a place has a member of that name; None where there is no object."""
+    found: bool | None = None
+    for each in _all_at(value, holder, 64) if None in holder else (_at(value, holder),):
+        if type(each) is dict:
+            if name in each:
+                return True
+            found = False
+    return found
 
 
 def _all_at(value: Any, steps: Steps, limit: int) -> list[Any]:

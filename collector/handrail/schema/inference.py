@@ -159,6 +159,8 @@ class Profile:
     def __init__(self) -> None:
         self.root = Node()
         self.nodes = 1
+        self.values = 0
+        """Values in all payloads that were counted one by one."""
 
     @property
     def payloads(self) -> int:
@@ -169,6 +171,7 @@ class Profile:
         self._add(self.root, payload, 0, False)
 
     def _add(self, node: Node, value: Any, depth: int, secret: bool) -> None:
+        self.values += 1
         node.count += 1
         kind = type_name(value)
         if kind == "number" and value == value and abs(value) < 1e300 and value.is_integer():
@@ -367,8 +370,7 @@ def _schema(node: Node, *, closed: bool) -> dict[str, Any]:
         words = node.enumeration(20)
         if words is not None and (closed or len(words) > 1) and set(types) <= {"string", "null"}:
             schema["enum"] = [*sorted(words), *([None] if "null" in types else [])]
-            if not closed:
-                del schema["type"]
+            del schema["type"]
     if not closed and node.low is not None and node.high is not None and node.count >= _NEAR:
         if node.low >= 0:
             schema["minimum"] = 0
@@ -388,7 +390,10 @@ def _object(node: Node, schema: dict[str, Any], *, closed: bool) -> None:
     required = sorted(name for name, child in names.items() if child.count == node.objects)
     if names:
         schema["properties"] = {name: _schema(child, closed=closed) for name, child in sorted(names.items())}
-    if required:
+    if closed and required and len(required) == len(names) and values is None and not node.is_opaque:
+        # As many of no others are all of them, and counting costs half of what looking each up does.
+        schema["minProperties"] = len(required)
+    elif required:
         schema["required"] = required
     if node.is_opaque:
         return
