@@ -14,12 +14,13 @@ from typing import Any, NoReturn
 from urllib.parse import quote, unquote, urljoin
 
 import jsonschema_rs
-import msgspec
 import orjson
 import xxhash
 
 from handrail.config import EdgeConfig
 from handrail.event import Event
+from handrail.schema.problem import Problem as Problem
+from handrail.schema.problem import Violation as Violation
 from handrail.wire.body import parse
 
 MAX_BYTES = 262_144
@@ -42,28 +43,6 @@ DRAFTS = {
     "https://json-schema.org/draft/2020-12/schema": "2020-12",
 }
 DEFAULT_DRAFT = "2020-12"
-
-
-class Problem(msgspec.Struct, frozen=True):
-    """Why a schema file cannot be put in force."""
-
-    file: str
-    reason: str
-
-    def __str__(self) -> str:
-        return f"{self.file}: {self.reason}"
-
-
-class Violation(msgspec.Struct, frozen=True):
-    """One place where a payload is not what its schema says. Nothing in it is taken from the payload's values."""
-
-    path: str
-    """JSON Pointer into the payload; `*` for array indices and for keys that the schema does not name."""
-    keyword: str
-    message: str
-    """What was expected, and the type that was found."""
-    schema_path: str
-    """JSON Pointer into the schema."""
 
 
 class SchemaError(ValueError):
@@ -359,27 +338,31 @@ _APPLIED = _IN_PLACE | _ONE_OF_THESE | _EACH_OF_THESE | {"propertyNames", "$defs
 _REFERENCES = ("$ref", "$dynamicRef", "$recursiveRef")
 
 
-class _Part(msgspec.Struct, frozen=True, eq=False):
+class _Part:
     """A subschema, where it stands, and the URI that its references start from."""
 
-    path: str
-    base: str
-    schema: dict[str, Any]
-    depth: int
-    draft: str
-    is_schema: bool = True
-    """False below a keyword that no draft knows: only a reference would make it one."""
+    __slots__ = ("base", "depth", "draft", "is_schema", "path", "schema")
+
+    def __init__(
+        self, path: str, base: str, schema: dict[str, Any], depth: int, draft: str, is_schema: bool = True
+    ) -> None:
+        self.path, self.base, self.schema, self.depth, self.draft = path, base, schema, depth, draft
+        self.is_schema = is_schema
+        """False below a keyword that no draft knows: only a reference would make it one."""
 
 
-class _Shape(msgspec.Struct, frozen=True):
+class _Shape:
     """How much work a schema can make of one payload."""
 
-    work: int = 1
-    """The most subschemas that apply to one value for each time that the schema above applies."""
-    growth: int = 1
-    """How many times over that happens again one level down."""
-    height: float = 0
-    """Levels of a payload that the schema looks at; infinite where it is recursive."""
+    __slots__ = ("growth", "height", "work")
+
+    def __init__(self, work: int, growth: int, height: float) -> None:
+        self.work = work
+        """The most subschemas that apply to one value for each time that the schema above applies."""
+        self.growth = growth
+        """How many times over that happens again one level down."""
+        self.height = height
+        """Levels of a payload that the schema looks at; infinite where it is recursive."""
 
     def applied(self, depth: int) -> float:
         """The most subschemas that may be applied to one value of a payload of this depth."""
@@ -442,11 +425,9 @@ class _Outline:
                 self._anchors.setdefault(part.base + identity, []).append(part)
             else:
                 named = schema.get("$schema")
-                part = msgspec.structs.replace(
-                    part,
-                    base=_joined(part.base, identity).partition("#")[0],
-                    draft=DRAFTS.get(named.rstrip("#"), part.draft) if isinstance(named, str) else part.draft,
-                )
+                base = _joined(part.base, identity).partition("#")[0]
+                draft = DRAFTS.get(named.rstrip("#"), part.draft) if isinstance(named, str) else part.draft
+                part = _Part(part.path, base, schema, part.depth, draft, part.is_schema)
                 self._resources[part.base] = part
         if part.is_schema and (problem := self._misplaced(part)):
             raise SchemaError(problem)
@@ -843,8 +824,11 @@ class Registry:
 
     def __init__(self, edges: Sequence[EdgeConfig] = (), *, remembered: int = 10_000) -> None:
         self._edges = tuple(_Edge(edge) for edge in edges)
+        self._reading = tuple(edge for edge in self._edges if (edge.reads or edge.version) is not None)
         self._by_task = any(not edge.any_task for edge in self._edges)
         self._remembered = remembered
+        self.generation = 0
+        """Another number whenever the schemas in force have changed."""
         self._subjects: dict[str, dict[str, Schema]] = {}
         self._latest: dict[str, str] = {}
         self._memo: dict[tuple[str | None, ...], Selected] = {}
@@ -901,6 +885,7 @@ class Registry:
         }
         self._latest = {subject: next(reversed(versions)) for subject, versions in self._subjects.items()}
         self._memo = {}
+        self.generation += 1
 
     def subjects(self) -> Mapping[str, tuple[str, ...]]:
         """Every subject with its versions, oldest first."""
@@ -931,6 +916,7 @@ class Registry:
             del learned[next(iter(learned))]
         learned[version] = schema
         self._memo.clear()
+        self.generation += 1
         return version
 
     def is_learned(self, subject: str | None, version: str | None) -> bool:
@@ -969,8 +955,8 @@ class Registry:
     def reads(self, event: Event) -> tuple[str | None, str]:
         """The version of its subject that an event's target reads by configuration, and by which key: the first edge
         that matches and says `reads`, or pins a version. None where none does."""
-        for edge in self._edges:
-            if (edge.reads or edge.version) is None or edge.subject != event.subject:
+        for edge in self._reading:
+            if edge.subject != event.subject:
                 continue
             if edge.covers(event.source or "", event.target or "", event.task or ""):
                 return (edge.version, "version") if edge.reads is None else (edge.reads, "reads")
