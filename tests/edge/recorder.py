@@ -130,6 +130,12 @@ class Wire:
         """No more from this side."""
         self._writer.write_eof()
 
+    def shut(self) -> None:
+        """No more from this side, said at once and not when the loop turns."""
+        held = self._writer.get_extra_info("socket")
+        with socket.fromfd(held.fileno(), socket.AF_INET, socket.SOCK_STREAM) as same:
+            same.shutdown(socket.SHUT_WR)
+
     def rst(self) -> None:
         held = self._writer.get_extra_info("socket")
         held.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))

@@ -367,6 +367,65 @@ def test_an_upstream_that_closes_an_idle_connection_closes_the_clients() -> None
     play(go, replying(OK, then="fin"))
 
 
+@pytest.mark.parametrize("order", ["client first", "upstream first", "half a head first"])
+def test_a_request_that_crosses_the_end_of_an_idle_upstream_is_answered(order: str) -> None:
+    """Both are here when the loop looks: no upstream has seen the request, so another connection carries it, once."""
+
+    async def go(stage: Stage) -> None:
+        with socket.create_connection(("127.0.0.1", stage.port)) as client:
+
+            async def answer() -> bytes:
+                got = b""
+                while not got.endswith(OK):
+                    more = await asyncio.get_running_loop().sock_recv(client, 65_536)
+                    assert more, got
+                    got += more
+                return got
+
+            client.setblocking(False)
+            client.send(POST)
+            assert await answer() == OK
+            await asyncio.sleep(0.1)
+            acts = [lambda: client.send(POST), stage.upstream.wires[0].shut]
+            if order == "half a head first":
+                client.send(POST[:20])
+                await eventually(lambda: any(each.decoder.rest for each in stage.proxy.clients))
+                stage.upstream.wires[0].shut()
+                await asyncio.sleep(0.05)
+                client.send(POST[20:])
+            else:
+                for act in acts if order == "client first" else acts[::-1]:
+                    act()
+            assert await answer() == OK
+            events = await stage.settled(2)
+            assert [event.outcome for event in events] == ["completed", "completed"]
+            assert [bytes(wire.seen).count(b"POST") for wire in stage.upstream.wires] == [1, 1]
+
+    play(go)
+
+
+def test_what_was_sent_behind_the_last_reply_is_not_answered() -> None:
+    """An upstream that says `close` has answered for the last time, and what came behind goes nowhere."""
+    last = OK.replace(b"Content-Type", b"Connection: close\r\nContent-Type")
+
+    async def go(stage: Stage) -> None:
+        client = await stage.client()
+        await client.send(POST)
+        assert await client.message() == last
+        await client.send(POST[:20])
+        assert await client.rest() == b""
+        await stage.settled(1)
+        assert len(stage.upstream.wires) == 1
+
+    async def ends(wire: Wire) -> None:
+        await wire.message()
+        await wire.send(last)
+        await asyncio.sleep(0.1)
+        wire.close()
+
+    play(go, ends)
+
+
 @pytest.mark.parametrize("end", ["fin", "rst"])
 @pytest.mark.parametrize("sent", [SIZED_REPLY, CHUNKED_REPLY, OPEN_REPLY, SIZED_REPLY[:30]])
 def test_a_reply_that_is_cut_is_cut_for_the_client(sent: bytes, end: str) -> None:

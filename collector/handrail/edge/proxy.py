@@ -719,7 +719,7 @@ class _Client(asyncio.Protocol):
         self._upstream = None
         if state == _HELD:
             return  # it has seen nothing of this request; another connection will
-        if (state == _IDLE and not self.decoder.rest or state == _HEAD) and not upstream.said_close():
+        if ((state == _IDLE and not self.decoder.rest) or state == _HEAD) and not upstream.said_close():
             self._proxy.soon(self._left)
         elif state == _TUNNEL or state == _IDLE or state == _HEAD or state >= _DISCARD:
             self._finish(abort=not clean and state == _TUNNEL)
