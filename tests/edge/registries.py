@@ -74,6 +74,7 @@ class Running:
         self.process.wait(PATIENCE)
 
     def metric(self, name: str) -> float:
+        """What the admin port shows: the page is the same for a second, so what changed since then takes an `until`."""
         for line in self.admin("GET", "/metrics").raw.decode().splitlines():
             if line.startswith(name + " "):
                 return float(line.split()[1])

@@ -280,6 +280,7 @@ def test_a_monitor_passes_and_is_counted(joined: Joined) -> None:
     with redis.Redis(port=joined.port) as client, client.monitor() as monitor:
         client.set("seen", "1")
         assert any("seen" in monitor.next_command()["command"] for _ in range(10))
+    joined.seer.until(lambda: joined.counted("handrail_uninspected_total"))  # copies are read after the bytes went on
     assert joined.counted("handrail_uninspected_total") == {("takeover",): 1.0}
 
 

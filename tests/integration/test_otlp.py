@@ -103,7 +103,7 @@ def test_the_sdks_exporters_are_understood(transport: str, ports: tuple[int, int
         'handrail_handoffs_total{source="triage",target="billing",channel="call",protocol="otlp",outcome="accepted"} 1'
     )
     until(lambda: counted in get(admin, "/metrics"))
-    assert 'handrail_otlp_requests_total{signal="traces",result="OK"} 4' in get(admin, "/metrics")
+    until(lambda: 'handrail_otlp_requests_total{signal="traces",result="OK"} 4' in get(admin, "/metrics"))
 
 
 class ToFile(SpanExporter):
