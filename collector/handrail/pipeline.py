@@ -135,32 +135,46 @@ class Pipeline:
         """What `observe` makes of each, in their order; one detector after another where the events are of one kind and
         over, because a detector's code and tables stay in the processor's caches for all of them."""
         kind = events[0].kind if events else "handoff"
-        if self.sightings is not None or any(
-            event.kind != kind or event.outcome == "asked" or event.id in self._open for event in events
-        ):
+        is_alike = self.sightings is None
+        for event in events:
+            if event.kind != kind or event.outcome == "asked" or event.id in self._open:
+                is_alike = False
+                break
+        if not is_alike:
             return [self.observe(event) for event in events]
-        faults: list[list[Fault]] = [[] for _ in events]
-        known = [self._identify(event, each) for event, each in zip(events, faults, strict=True)]
-        findings: list[list[Finding]] = [[] for _ in events]
+        known: list[Event] = []
+        # What few events have is not made for all: the place of an event to what there is of it.
+        findings: dict[int, list[Finding]] = {}
+        faults: dict[int, list[Fault]] = {}
+        failed: list[Fault] = []
+        for event in events:
+            known.append(self._identify(event, failed))
+            if failed:
+                faults[len(known) - 1] = failed
+                failed = []
         for watch in self._whole.get(kind, ()):
-            where, observe = watch.where, watch.detector.observe
+            if watch.off:
+                continue
+            where, detector, failures = watch.where, watch.detector, watch.failures
             for index, event in enumerate(known):
-                if watch.off:
-                    break
                 try:
                     if where is not None and not where(event):
                         continue
-                    found = observe(event)
+                    found = detector.observe(event)
                     if found:
-                        findings[index] += found
+                        findings.setdefault(index, []).extend(found)
                 except Exception as error:  # containment, as in `observe`
-                    self._failed(watch, error, event.at, faults[index])
+                    failures = self._failed(watch, error, event.at, faults.setdefault(index, []))
+                    if failures >= self._limit:
+                        break
                     continue
-                if watch.failures:
-                    watch.failures = 0
+                if failures:
+                    watch.failures = failures = 0
+        if not findings and not faults:
+            return [Decision(event=event) for event in known]
         return [
-            Decision(event=event, findings=tuple(found), faults=tuple(failed))
-            for event, found, failed in zip(known, findings, faults, strict=True)
+            Decision(event=event, findings=tuple(findings.get(index, ())), faults=tuple(faults.get(index, ())))
+            for index, event in enumerate(known)
         ]
 
     def due(self, event: Event, *, enforced: bool = False) -> float | None:
@@ -247,12 +261,15 @@ class Pipeline:
             return event
         return msgspec.structs.replace(event, subject=subject, version=version, digest=digest)
 
-    def _failed(self, watch: Watch, error: Exception, at: float, faults: list[Fault]) -> None:
+    def _failed(self, watch: Watch, error: Exception, at: float, faults: list[Fault]) -> int:
+        """Counts a failure; how many there were in a row. The rule is off from the last one that is allowed."""
         watch.failures += 1  # only `observe` resets it: a tick with nothing due proves nothing
         faults.append(_fault(f"detector.{watch.rule.id}", error, at))
         if watch.failures >= self._limit:
             watch.off = True
             faults.append(Fault(component=f"detector.{watch.rule.id}", reason="disabled", at=at))
+        failures: int = watch.failures
+        return failures
 
 
 def _fault(component: str, error: Exception, at: float) -> Fault:
