@@ -26,28 +26,32 @@ class Due(NamedTuple):
     outer: str | None = None
 
 
-class _Call(msgspec.Struct, frozen=True):
-    due: Due
-    event: Event
-    """Without its payload."""
+class _Call:
+    """A call that is open; its event is without its payload."""
+
+    __slots__ = ("due", "event")
+
+    def __init__(self, due: Due, event: Event) -> None:
+        self.due, self.event = due, event
 
 
-class _Served(msgspec.Struct):
-    """A call that an agent serves or served."""
+class _Served:
+    """A call that an agent serves or served until `end`, infinite while it is open; an infinite deadline is none."""
 
-    id: str
-    at: float
-    end: float
-    """Infinite while it is open."""
-    deadline: float
-    """Infinite where it has none."""
+    __slots__ = ("at", "deadline", "end", "id")
+
+    def __init__(self, id: str, at: float, end: float, deadline: float) -> None:
+        self.id, self.at, self.end, self.deadline = id, at, end, deadline
 
 
-class _Spent(msgspec.Struct):
+class _Spent:
     """What an agent has taken in a workflow: seconds that are counted, and the latest calls as (end, seconds)."""
 
-    seconds: float = 0.0
-    recent: list[tuple[float, float]] = []
+    __slots__ = ("recent", "seconds")
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        self.recent: list[tuple[float, float]] = []
 
 
 _TOGETHER = 16
@@ -164,7 +168,7 @@ class BudgetExceeded:
         key = (event.workflow, event.target)
         spent = self._spent.get(key)
         if spent is None:
-            spent = self._spent[key] = _Spent(0.0, [])
+            spent = self._spent[key] = _Spent()
             if len(self._spent) > self._params.keys:
                 self._spent.popitem(last=False)
         spent.recent.append((event.at + event.duration_ms / 1000, event.duration_ms / 1000))

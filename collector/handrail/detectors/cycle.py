@@ -19,10 +19,11 @@ from handrail.graph.declared import PlanError, of
 from handrail.schema.registry import Registry
 
 
-class _Declared(msgspec.Struct, frozen=True):
-    event: str
-    agents: frozenset[str]
-    successors: Mapping[str, frozenset[str]]
+class _Declared:
+    __slots__ = ("agents", "event", "successors")
+
+    def __init__(self, event: str, agents: frozenset[str], successors: Mapping[str, frozenset[str]]) -> None:
+        self.event, self.agents, self.successors = event, agents, successors
 
     def allows(self, source: str, target: str) -> bool:
         return target in self.successors.get(source, ())
@@ -53,6 +54,7 @@ class GraphCycle:
 
     kind: ClassVar[str] = "graph.cycle"
     sees: ClassVar[frozenset[Sight]] = frozenset({"first"})
+    kinds: ClassVar[frozenset[str]] = frozenset({"plan", "handoff"})
     Params: ClassVar[type[msgspec.Struct]] = CycleParams
 
     def __init__(self, rule: Rule, params: CycleParams, registry: Registry) -> None:

@@ -39,13 +39,13 @@ _Place = tuple[str, str]
 """Store and key."""
 
 
-class _Deadlock(msgspec.Struct):
+class _Deadlock:
     """A deadlock that is found and not told yet."""
 
-    agents: frozenset[str]
-    closed: float
-    due: float
-    order: int
+    __slots__ = ("agents", "closed", "due", "order")
+
+    def __init__(self, agents: frozenset[str], closed: float, due: float, order: int) -> None:
+        self.agents, self.closed, self.due, self.order = agents, closed, due, order
 
 
 class _Flow:
@@ -227,7 +227,7 @@ class WaitDeadlock:
                 for known in list(flow.graph.of(source)):
                     if known.via == "wait" and known.is_any and known.task == event.task and not known.store:
                         self._end(known.id)
-                        wait = msgspec.structs.replace(known, targets=_unique((*known.targets, *targets)))
+                        wait = known.on_others(_unique((*known.targets, *targets)))
                         return (*found, *self._begin(key, wait, event, end))
             wait = Wait(event.id, source, targets, event.at, "wait", is_any, event.task, event.store, event.key)
         elif event.store is not None and event.key is not None:
@@ -330,7 +330,7 @@ class WaitDeadlock:
                 wait = flow.graph.waits[wait_id]
                 if wait.source != source and wait.via == "queue":
                     flow.graph.remove(wait_id)
-                    wait = msgspec.structs.replace(wait, targets=_unique((*wait.targets, source)))
+                    wait = wait.on_others(_unique((*wait.targets, source)))
                     found += self._judge(flow, flow.graph.add(wait), event)
         return found
 
@@ -347,7 +347,7 @@ class WaitDeadlock:
                     wait = flow.graph.waits[other]
                     if wait.via == "lock" and flow.key == key and wait.source != source:
                         flow.graph.remove(other)
-                        wait = msgspec.structs.replace(wait, targets=(source,))
+                        wait = wait.on_others((source,))
                         found += self._judge(flow, flow.graph.add(wait), event)
             return found
         holder = self._holders.get(name)
@@ -361,7 +361,7 @@ class WaitDeadlock:
             known = flow.graph.waits[wait_id]
             if known.targets != (holder[0],):
                 flow.graph.remove(wait_id)
-                found += self._judge(flow, flow.graph.add(msgspec.structs.replace(known, targets=(holder[0],))), event)
+                found += self._judge(flow, flow.graph.add(known.on_others((holder[0],))), event)
             return found
         wait = Wait(wait_id, source, (holder[0],), event.at, "lock", False, event.task, *place, event.id)
         found += self._begin(key, wait, event, lapse)
@@ -375,7 +375,7 @@ class WaitDeadlock:
                 wait = flow.graph.waits[wait_id]
                 if wait.via == "lock" and flow.key == key:
                     flow.graph.remove(wait_id)
-                    flow.graph.add(msgspec.structs.replace(wait, targets=()))
+                    flow.graph.add(wait.on_others(()))
 
     def _end_inputs(self, key: _Workflow, source: str, target: str) -> None:
         """The source speaks to the target: what the target asked it for is under way."""
@@ -566,7 +566,7 @@ class WaitDeadlock:
                 found.append(self._tell(flow, knot))
             elif not any(each.agents == agents for each in pending):
                 due = stood + deadlock.due - deadlock.closed
-                pending.append(msgspec.structs.replace(deadlock, agents=agents, closed=stood, due=due))
+                pending.append(_Deadlock(agents, stood, due, deadlock.order))
                 self._remind(flow, due)
         flow.pending = pending or None
         if not pending:

@@ -31,6 +31,7 @@ class SchemaMismatch:
 
     kind: ClassVar[str] = "schema.mismatch"
     sees: ClassVar[frozenset[Sight]] = frozenset({"first", "final"})
+    kinds: ClassVar[frozenset[str]] = _KINDS
     Params: ClassVar[type[msgspec.Struct]] = MismatchParams
 
     def __init__(self, rule: Rule, params: MismatchParams, registry: Registry) -> None:
@@ -42,11 +43,15 @@ class SchemaMismatch:
         subject, writes = event.subject, event.version
         if subject is None or writes is None or event.kind not in _KINDS:
             return NOTHING
-        if event.reads is not None:
-            versions, declared_by = versions_of(event.reads, subject), "handrail-accept"
+        versions: tuple[str, ...]
+        reads = event.reads
+        if reads is not None:
+            versions, declared_by = versions_of(reads, subject), "handrail-accept"
         else:
             configured, key = self._registry.reads(event)
-            versions, declared_by = (() if configured is None else (configured,)), f"schemas.edges.{key}"
+            if configured is None or configured == writes:
+                return NOTHING
+            versions, declared_by = (configured,), f"schemas.edges.{key}"
         if not versions or writes in versions:
             return NOTHING
         written = self._registry.schema(subject, writes)

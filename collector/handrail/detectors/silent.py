@@ -16,13 +16,15 @@ _AWAY = frozenset({"429", "502", "503", "504", "529"})
 """Statuses by which a server, or what stands before it, says that it takes no work now."""
 
 
-class _Streak(msgspec.Struct):
-    """Calls in a row that a target did not take."""
+class _Streak:
+    """Calls in a row that a target did not take, the first and the latest of which ended then."""
 
-    ids: list[str]
-    first: float
-    latest: float
-    is_told: bool = False
+    __slots__ = ("first", "ids", "is_told", "latest")
+
+    def __init__(self, at: float) -> None:
+        self.ids: list[str] = []
+        self.first = self.latest = at
+        self.is_told = False
 
 
 class AgentUnavailable:
@@ -106,7 +108,7 @@ class AgentUnavailable:
         end = event.at + (event.duration_ms or 0.0) / 1000
         streak = self._streaks.get(target)
         if streak is None or not abs(end - streak.latest) <= self._params.within_seconds:
-            streak = self._streaks[target] = _Streak([], end, end)
+            streak = self._streaks[target] = _Streak(end)
             if len(self._streaks) > self._params.keys:
                 self._streaks.popitem(last=False)
         if event.id in streak.ids:

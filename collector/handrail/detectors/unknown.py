@@ -10,36 +10,53 @@ from handrail.detectors.params import UnknownParams
 from handrail.event import Event, Finding
 from handrail.schema.registry import Registry, is_untyped
 
+_QUIET = 10_000
+
 
 class SchemaUnknown:
     """A handoff carries a payload, and the registry has no schema for its subject or its version."""
 
     kind: ClassVar[str] = "schema.unknown"
     sees: ClassVar[frozenset[Sight]] = frozenset({"first"})
+    kinds: ClassVar[frozenset[str]] = frozenset({"handoff"})
     Params: ClassVar[type[msgspec.Struct]] = UnknownParams
 
     def __init__(self, rule: Rule, params: UnknownParams, registry: Registry) -> None:
         self._rule, self._params, self._registry = rule, params, registry
         self._said: dict[tuple[str | None, ...], float] = {}
+        self._quiet: set[tuple[str | None, str | None]] = set()
+        """Subjects and versions of which there is nothing to say while the registry stays as it is."""
+        self._generation = registry.generation
 
     def observe(self, event: Event) -> Iterable[Finding]:
-        if event.payload is None or event.kind != "handoff":
+        registry, subject, version = self._registry, event.subject, event.version
+        if self._generation != registry.generation:
+            self._generation = registry.generation
+            self._quiet.clear()
+        if (subject, version) in self._quiet or event.payload is None or event.kind != "handoff":
             return NOTHING
-        registry, subject = self._registry, event.subject
-        params = self._params
-        schema = registry.schema(subject, event.version)
+        known = self._missing(subject, version)
+        if known is None:
+            if len(self._quiet) >= _QUIET:
+                self._quiet.clear()
+            self._quiet.add((subject, version))
+            return NOTHING
+        return self._say(event, known)
+
+    def _missing(self, subject: str | None, version: str | None) -> tuple[str, ...] | None:
+        """The versions that there are in place of the one that is named; None where this rule has nothing to say."""
+        registry, params = self._registry, self._params
+        schema = registry.schema(subject, version)
         if params.of == "type":
-            if schema is None or not registry.is_learned(subject, event.version) or not is_untyped(schema.document):
-                return NOTHING
-            known: tuple[str, ...] = ()
-        elif schema is not None:
-            return NOTHING
-        else:
-            known = registry.versions(subject)
-        if params.of == "type":
-            pass
-        elif bool(known) != (params.of == "version") or (not len(registry) and not params.even_if_empty):
-            return NOTHING
+            is_bare = schema is not None and registry.is_learned(subject, version) and is_untyped(schema.document)
+            return () if is_bare else None
+        if schema is not None or (not len(registry) and not params.even_if_empty):
+            return None
+        known = registry.versions(subject)
+        return known if bool(known) == (params.of == "version") else None
+
+    def _say(self, event: Event, known: tuple[str, ...]) -> Iterable[Finding]:
+        params, subject = self._params, event.subject
         # The workflow is part of the key: one workflow must not silence what another would be told.
         key = (event.workflow, subject, event.version, *((event.source, event.target) if subject is None else ()))
         said = self._said.pop(key, None)

@@ -13,27 +13,50 @@ reduced, and only the part of it that the new waiter can reach.
 
 from collections.abc import Iterable, Iterator, Mapping, Set
 
-import msgspec
-
 from handrail.graph.order import Order, components, shortest_cycle
 
 
-class Wait(msgspec.Struct, frozen=True, gc=False):
-    """One agent waits for others."""
+class Wait:
+    """One agent waits for others. Nothing changes it once it is there."""
 
-    id: str
-    source: str
-    targets: tuple[str, ...]
-    since: float
-    via: str
-    """The mechanism: `call`, `wait`, `queue`, `lock`, `input`."""
-    is_any: bool = False
-    """Whether one of the targets is enough."""
-    task: str | None = None
-    store: str | None = None
-    key: str | None = None
-    event: str | None = None
-    """The event that began it, where `id` is not that event's."""
+    __slots__ = ("event", "id", "is_any", "key", "since", "source", "store", "targets", "task", "via")
+
+    def __init__(
+        self,
+        id: str,
+        source: str,
+        targets: tuple[str, ...],
+        since: float,
+        via: str,
+        is_any: bool = False,
+        task: str | None = None,
+        store: str | None = None,
+        key: str | None = None,
+        event: str | None = None,
+    ) -> None:
+        self.id, self.source, self.targets, self.since = id, source, targets, since
+        self.via = via
+        """The mechanism: `call`, `wait`, `queue`, `lock`, `input`."""
+        self.is_any = is_any
+        """Whether one of the targets is enough."""
+        self.task, self.store, self.key = task, store, key
+        self.event = event
+        """The event that began it, where `id` is not that event's."""
+
+    def on_others(self, targets: tuple[str, ...]) -> "Wait":
+        """The same wait for these."""
+        return Wait(
+            self.id,
+            self.source,
+            targets,
+            self.since,
+            self.via,
+            self.is_any,
+            self.task,
+            self.store,
+            self.key,
+            self.event,
+        )
 
 
 class WaitGraph:
