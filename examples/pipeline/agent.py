@@ -43,6 +43,9 @@ from starlette.applications import Starlette
 HERE = Path(__file__).parent
 LIBRARY = HERE / "library"
 
+ENDING_SECONDS = 2.0
+"""How long an agent that ends waits for its peers' last answers."""
+
 Envelope = dict[str, Any]
 
 
@@ -81,6 +84,7 @@ class Agent(AgentExecutor):
         self._clients: dict[str, asyncio.Task[Any]] = {}
         self._background: set[asyncio.Task[None]] = set()
         self._stall_seconds = 0.0
+        self._handing: set[asyncio.Task[None]] = set()
         self._http = httpx.AsyncClient(transport=Counted(self), timeout=self.patience_seconds, trust_env=False)
         self._factory = ClientFactory(
             ClientConfig(
@@ -190,6 +194,12 @@ class Agent(AgentExecutor):
 
     async def hand_over(self, handover: Handover, workflow: str) -> None:
         """Send one envelope; call again where the peer does not answer in time."""
+        task = asyncio.ensure_future(self._hand_over(handover, workflow))
+        self._handing.add(task)
+        task.add_done_callback(self._handing.discard)
+        await task
+
+    async def _hand_over(self, handover: Handover, workflow: str) -> None:
         for call in range(1, self.calls + 1):
             try:
                 async for _ in self._send(handover, workflow):
@@ -236,7 +246,7 @@ class Agent(AgentExecutor):
             self._stall_seconds = float(order["stall"])
 
     async def begin(self) -> None:
-        """Called once the port is open."""
+        """Called once the port is open; cancelled when the agent ends."""
 
     async def run(self) -> None:
         loop = asyncio.get_running_loop()
@@ -254,12 +264,15 @@ class Agent(AgentExecutor):
         serving = asyncio.ensure_future(server.serve())
         await asyncio.wait((serving, asyncio.ensure_future(server.opened.wait())), return_when=asyncio.FIRST_COMPLETED)
         self.report(ready=True, version=self.version)
-        self.spawn(self.begin())
+        beginning = asyncio.ensure_future(self.begin())
         if reader is not None:
             while line := await reader.readline():
                 self.obey(json.loads(line))
             server.should_exit = True
         await serving
+        beginning.cancel()
+        if self._handing:
+            await asyncio.wait(self._handing, timeout=ENDING_SECONDS)
         await self._http.aclose()
 
 
@@ -276,10 +289,14 @@ class Server(uvicorn.Server):
 
 
 class Counted(httpx.AsyncHTTPTransport):
-    """Reports every HTTP exchange that the agent makes: what the sidecars' records are held against."""
+    """Reports every HTTP exchange that the agent makes: what the sidecars' records are held against.
+
+    Each has a connection of its own. One that is kept may be closed by the peer, which is replaced now and then, just
+    as the next request leaves, and then nobody can say whether that was an exchange.
+    """
 
     def __init__(self, agent: Agent) -> None:
-        super().__init__()
+        super().__init__(limits=httpx.Limits(max_keepalive_connections=0))
         self._agent = agent
         self._names = {urlsplit(url).port: name for name, url in agent.peers.items()}
 

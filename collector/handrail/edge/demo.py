@@ -151,6 +151,12 @@ SETTLES_SECONDS = 4.0
 """Until a failure in the store was noticed: an event is awaited two seconds, and time is looked at now and then."""
 
 
+CUT_READS, CUT_MORE = 6, 150
+"""Replication stands still until so many reads were made, and so many tenths of a second longer at most."""
+CONNECT_SECONDS = 10.0
+"""The agents are here and not away, however long a busy machine takes."""
+
+
 class DemoError(Exception):
     """The demo could not be run; the message says what to do."""
 
@@ -262,8 +268,10 @@ class Cast:
         await self.heard(understudy, "ready")
 
     async def leave(self) -> None:
-        """End every agent. Safe to call twice, and while agents are still starting."""
+        """End every agent, and hear what it said last. Safe to call twice, and while agents are still starting."""
         await self._end(self._all)
+        if self._listening:
+            await asyncio.wait(self._listening, timeout=5.0)
         self._log.close()
 
     async def _end(self, processes: Sequence[asyncio.subprocess.Process]) -> None:
@@ -717,6 +725,7 @@ def configuration(
         route["upstream"] = f"http://127.0.0.1:{agents[route['agent']]}"
     written["schemas"]["directory"] = str(script / "schemas")
     written["clickhouse"]["dsn"] = f"chdb://{directory / 'clickhouse'}"
+    written["limits"] = {**written.get("limits", {}), "connect_seconds": CONNECT_SECONDS}
     written["admin"] = {"listen": f"127.0.0.1:{_admin_port()}"}
     written["rules"]["files"] = [str(script / name) for name in written["rules"]["files"]]
     if servers:
@@ -831,8 +840,13 @@ async def _follow(plan: Sequence[Step], cast: Cast, store: Store | None, board: 
             cast.tell(step.agent, stall=step.stall_seconds)
             over = max(over, time.time() + step.stall_seconds + 2.0)
         board.say("bold", f"▸ {step.happens}")
-        if step.cut_seconds and store is not None:
+        if step.cut_seconds and store is not None and step.edge is not None:
+            reads = cast.tally[(*step.edge, "read")]
             await asyncio.sleep(step.cut_seconds)
+            for _ in range(CUT_MORE):
+                if cast.tally[(*step.edge, "read")] >= reads + CUT_READS:
+                    break
+                await asyncio.sleep(0.1)
             await loop.run_in_executor(None, store.mend)
             over = max(over, time.time() + SETTLES_SECONDS)
         understudy = await prepared(plan[index]) if index < len(plan) else None
