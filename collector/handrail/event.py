@@ -28,6 +28,7 @@ Outcome = Literal[
     "unknown",
 ]
 Confidence = Literal["exact", "inferred", "ambiguous"]
+Manner = Literal["transfer", "delegate"]
 Side = Literal["egress", "ingress"]
 FindingSide = Literal["sender", "receiver", "store", "graph", "unknown"]
 Severity = Literal["info", "warning", "critical"]
@@ -93,6 +94,8 @@ class Event(msgspec.Struct, frozen=True, kw_only=True, gc=False, omit_defaults=T
     """The versions that the target says it reads, as `handrail-accept` carries them: `subject@version, …`."""
     chain: str | None = None
     """The agents that the work came through, the sender last, as `baggage` carries them: `a|b|c`; the last sixteen."""
+    manner: Manner | None = None
+    """Of a handoff that a model asks for: the target goes on in place of the source, or answers the source."""
 
 
 class Finding(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="type", tag="finding"):
@@ -191,7 +194,14 @@ def seconds(at: str | float) -> float:
 
 
 _EVENT_FIELDS = tuple(field.encode_name for field in msgspec.structs.fields(Event))
-_WORDS: dict[str, Any] = {"kind": Kind, "channel": Channel, "outcome": Outcome, "confidence": Confidence, "side": Side}
+_WORDS: dict[str, Any] = {
+    "kind": Kind,
+    "channel": Channel,
+    "outcome": Outcome,
+    "confidence": Confidence,
+    "side": Side,
+    "manner": Manner,
+}
 _FINDING_FIELDS = tuple(field.encode_name for field in msgspec.structs.fields(Finding))
 
 

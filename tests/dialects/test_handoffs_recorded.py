@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from dialects.talk import events, handoffs
+from handrail.cli import main
 from handrail.config import Config
 from handrail.dialects.conventions import stem
 from handrail.edge.files import builtin_packs
@@ -37,15 +38,22 @@ def told(event: Event) -> tuple[Any, ...]:
     """Names are compared without the word agent, which a prompt leaves out where nothing else names the speaker."""
     assert event.source is not None
     assert event.target is not None
-    return stem(event.source), stem(event.target), event.operation, event.payload, event.outcome
+    return stem(event.source), stem(event.target), event.operation, event.payload, event.manner, event.outcome
 
 
 @pytest.mark.parametrize(("framework", "run"), RUNS)
 def test_handoffs_are_found_and_none_is_invented(framework: str, run: str) -> None:
-    """From, to, tool, arguments and outcome of each."""
+    """From, to, tool, arguments, manner and outcome of each."""
     labels = json.loads((RECORDINGS / framework / "expected.json").read_text())[run]
     expected = [
-        (stem(label["from"]), stem(label["to"]), label["tool"], label["args"], label["outcome"].partition(":")[0])
+        (
+            stem(label["from"]),
+            stem(label["to"]),
+            label["tool"],
+            label["args"],
+            label["kind"],
+            label["outcome"].partition(":")[0],
+        )
         for label in labels
     ]
     found = [told(event) for event in handoffs(recorded(framework, run))]
@@ -96,3 +104,17 @@ def test_two_files_are_one_conversation() -> None:
     """The second turn of a session is recorded in a file of its own."""
     first, second = (recorded("openai-agents", f"chat-session-two-turns-{turn}") for turn in (1, 2))
     assert len({event.workflow for event in events([*first, *second])}) == 1
+
+
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+def test_replay_shows_what_was_handed_over(framework: str, capsysbinary: pytest.CaptureFixture[bytes]) -> None:
+    """`handrail replay --payloads --output json`: all that a recording's labels say stands in the handoff's event."""
+    labels = json.loads((RECORDINGS / framework / "expected.json").read_text())
+    run = max(labels, key=lambda name: len(labels[name]))
+    path = str(RECORDINGS / framework / f"{run}.har")
+    assert main(["replay", path, "--payloads", "--output", "json"]) == 0
+    told = [json.loads(line) for line in capsysbinary.readouterr().out.splitlines()]
+    found = [each for each in told if each["type"] == "event" and each["kind"] == "handoff"]
+    assert sorted((each["operation"], each["payload"], each["manner"]) for each in found) == sorted(
+        (label["tool"], label["args"], label["kind"]) for label in labels[run]
+    )

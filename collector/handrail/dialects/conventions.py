@@ -7,14 +7,15 @@ its agent's case and spaces; what is shown is the name as an agent, a descriptio
 
 import re
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
 import msgspec
 
 from handrail.config import HandoffsConfig
 from handrail.dialects import text
+from handrail.event import Manner
 
-HandoffKind = Literal["transfer", "delegate"]
+HandoffKind = Manner
 """transfer: the target goes on in place of the source. delegate: the target answers, and the source goes on."""
 
 

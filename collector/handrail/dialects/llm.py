@@ -671,7 +671,8 @@ class Conversations:
         thread = heard.thread
         arguments, size, reason = _arguments(call.arguments)
         meant = self._meaning(turn, call.name)
-        target, is_known, kind = None, meant is not None, "delegate"
+        target, is_known = None, meant is not None
+        kind: HandoffKind = "delegate"
         if meant is not None:
             kind = meant.kind
             target = self._conventions.target(meant, arguments)
@@ -703,6 +704,7 @@ class Conversations:
             status=None if exchange.reply is None else exchange.reply.status,
             state_version=state(arguments.get("state_version")) if type(arguments) is dict else None,
             uninspected=reason,
+            manner=kind,
         )
         trace, span = trace_of(exchange.request.headers.get(b"traceparent", b""))
         if trace is not None:
@@ -719,7 +721,7 @@ class Conversations:
             reply=exchange.id,
             id=call.id,
             tool=call.name,
-            kind=kind,  # type: ignore[arg-type]
+            kind=kind,
             is_known=is_known,
             identity=heard.identity,
             source_sure=heard.sure if source is not None else _INFERRED,
