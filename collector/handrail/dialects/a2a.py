@@ -19,8 +19,6 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
-import msgspec
-
 from handrail.dialects import NAME_LENGTH, begin, complete, outcome_of, state, text
 from handrail.dialects.bounded import Bounded
 from handrail.dialects.envelope import add_metadata, is_envelope, said_by
@@ -84,17 +82,22 @@ _TASK_PATH = re.compile(
 )
 
 
-class _Card(msgspec.Struct, frozen=True):
-    name: str
-    version: str | None
+class _Card:
+    __slots__ = ("name", "version")
+
+    def __init__(self, name: str, version: str | None) -> None:
+        self.name, self.version = name, version
 
 
-class _Place(msgspec.Struct):
+class _Place:
     """The agents behind one authority, by the path of their interface."""
 
-    agents: Bounded[str, _Card]
-    is_direct: bool
-    """Fetched from there, not only claimed by a card that was fetched elsewhere."""
+    __slots__ = ("agents", "is_direct")
+
+    def __init__(self, agents: Bounded[str, _Card], is_direct: bool) -> None:
+        self.agents = agents
+        self.is_direct = is_direct
+        """Fetched from there, not only claimed by a card that was fetched elsewhere."""
 
     def agent(self, path: str) -> _Card | None:
         """The agent whose interface has the longest path that leads to `path`."""

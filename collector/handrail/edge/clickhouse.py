@@ -57,13 +57,13 @@ class Refused(Exception):
         self.reason: Reason = reason
 
 
-class Batch(msgspec.Struct, frozen=True):
-    """JSON lines for one table, frozen. Equal bytes have equal tokens, and only they."""
+class Batch:
+    """JSON lines for one table; nothing changes it once it is there. Equal bytes have equal tokens, and only they."""
 
-    table: str
-    body: bytes
-    rows: int
-    token: str
+    __slots__ = ("body", "rows", "table", "token")
+
+    def __init__(self, table: str, body: bytes, rows: int, token: str) -> None:
+        self.table, self.body, self.rows, self.token = table, body, rows, token
 
     @classmethod
     def seal(cls, table: str, body: bytes, rows: int) -> "Batch":
@@ -80,16 +80,24 @@ class Batch(msgspec.Struct, frozen=True):
         )
 
 
-class Target(msgspec.Struct, frozen=True):
+class Target:
     """Where a DSN points. `parameters` are those of its query: `ca_file`, and settings of ClickHouse."""
 
-    scheme: Literal["chdb", "http", "https"]
-    host: str
-    port: int
-    username: str
-    password: str
-    database: str
-    parameters: dict[str, str]
+    __slots__ = ("database", "host", "parameters", "password", "port", "scheme", "username")
+
+    def __init__(
+        self,
+        scheme: Literal["chdb", "http", "https"],
+        host: str,
+        port: int,
+        username: str,
+        password: str,
+        database: str,
+        parameters: dict[str, str],
+    ) -> None:
+        self.scheme, self.host, self.port = scheme, host, port
+        self.username, self.password = username, password
+        self.database, self.parameters = database, parameters
 
     def __repr__(self) -> str:
         return f"Target({self.scheme}://{self.host})"

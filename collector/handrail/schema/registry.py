@@ -560,18 +560,18 @@ class _Outline:
             if key in trail or len(trail) > 4 * MAX_DEPTH:
                 return math.inf
             inner = (*trail, key)
-            high: float = 0
+            high = 0.0
             for keyword, child in self._children(part):
                 if keyword in _IN_PLACE:
                     high = max(high, height(child, inner))
                 elif keyword in _ONE_OF_THESE or keyword in _EACH_OF_THESE:
-                    high = max(high, 1 + height(child, inner))
+                    high = max(high, 1.0 + height(child, inner))
             for _, _, found in self._referred(part):
-                high = max(high, *(height(target, inner) for target in found), 0)
+                high = max(high, *(height(target, inner) for target in found), 0.0)
             heights[key] = high
             return high
 
-        return height(self._root, ()) if self._root is not None else 0
+        return height(self._root, ()) if self._root is not None else 0.0
 
 
 def _is_draft(uri: str) -> bool:
