@@ -295,6 +295,51 @@ def test_an_upstream_that_refuses_is_a_502() -> None:
         play(go, upstream_port=taken.getsockname()[1])
 
 
+CALL = (
+    b'{"jsonrpc":"2.0","id":1,"method":"message/send","params":{"message":{"kind":"message","messageId":"m",'
+    b'"contextId":"c","role":"user","parts":[{"kind":"text","text":"hi"}]}}}'
+)
+CALL_HEAD = b"POST / HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(CALL)
+
+
+@pytest.mark.parametrize("pieces", [(CALL_HEAD, CALL), (CALL_HEAD, CALL[:50], CALL[50:])], ids=["body", "pieces"])
+def test_a_request_that_nobody_took_is_recorded_with_what_it_says(pieces: tuple[bytes, ...]) -> None:
+    """Most clients send the head in a segment of its own, and a refusal overtakes the body: the caller is answered at
+    once, and the record tells who asked whom for what all the same."""
+
+    async def go(stage: Stage) -> None:
+        client = await stage.client()
+        await client.send(pieces[0])
+        assert (await client.until()).startswith(b"HTTP/1.1 502 Bad Gateway\r\n")
+        assert stage.kept.events == []
+        await client.send(*pieces[1:], pause=0.02)
+        (event,) = await stage.settled(1)
+        assert (event.protocol, event.workflow, event.task, event.outcome) == ("a2a", "c", "m", "failed")
+        assert (event.source, event.target, event.uninspected) == ("peer", "agent", None)
+
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        play(go, upstream_port=taken.getsockname()[1])
+
+
+@pytest.mark.parametrize("end", ["fin", "silence"])
+def test_a_request_that_nobody_took_and_that_never_ends_is_recorded_as_cut(end: str) -> None:
+    """The client that leaves, or says nothing more for as long as a refused one is read."""
+
+    async def go(stage: Stage) -> None:
+        client = await stage.client()
+        await client.send(CALL_HEAD + CALL[:10])
+        assert (await client.until()).startswith(b"HTTP/1.1 502 Bad Gateway\r\n")
+        if end == "fin":
+            client.close()
+        (event,) = await stage.settled(1)
+        assert (event.outcome, event.uninspected) == ("failed", "incomplete")
+
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        play(go, upstream_port=taken.getsockname()[1])
+
+
 def test_an_upstream_that_cannot_be_reached_in_time_is_a_504() -> None:
     """A listener whose queue is full drops the SYN."""
 

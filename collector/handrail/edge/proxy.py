@@ -111,6 +111,7 @@ class _Client(asyncio.Protocol):
         "_started",
         "_tail",
         "_target",
+        "_unsaid",
         "_upstream",
         "decoder",
         "state",
@@ -138,6 +139,7 @@ class _Client(asyncio.Protocol):
         self._alarm: asyncio.TimerHandle | None = None  # rings when an enforced budget is used up
         self._copy: bytes | None = None  # the request, where a fallback may get it
         self._fell = False  # whether it is the fallback that answers
+        self._unsaid: End | None = None  # how the exchange ended whose request is read on, to know who asked what
         self._method = ""
         self._started = 0.0
         self._rested = 0.0  # since when no exchange is under way
@@ -166,6 +168,8 @@ class _Client(asyncio.Protocol):
         elif state != _DISCARD and state != _CLOSED:
             if self.decoder.wait(data, self._proxy.now()) > PIPELINE_BYTES:
                 self._pause(_PIPELINED)
+        elif state == _DISCARD and self._unsaid is not None:
+            self._read_on(data)
 
     def eof_received(self) -> bool:
         self._eof = True
@@ -503,7 +507,7 @@ class _Client(asyncio.Protocol):
             self._upstream = None
             self._queue.clear()
             self._proxy.recorder.count("handrail_refused_total", "upstream")
-            self._end(end)
+            self._end_unread(end)
             self._answer(status, "The upstream cannot be reached", detail)
 
     def connected(self, upstream: "_Upstream") -> None:
@@ -755,7 +759,7 @@ class _Client(asyncio.Protocol):
             else:
                 self._cut()
         else:
-            self._end("upstream_reset")
+            self._end_unread("upstream_reset")
             self._proxy.recorder.count("handrail_refused_total", "upstream")
             self._answer(502, "The upstream closed the connection without an answer", self._authority())
 
@@ -991,15 +995,16 @@ class _Client(asyncio.Protocol):
         """The exchange under way, if there is one, ends without a complete reply of the upstream."""
         upstream = upstream or self._upstream
         passage, self._passage = self._passage, None
+        unsaid, self._unsaid = self._unsaid, None
         now = self._proxy.now()
         if passage is None:
-            if not self._counted:
+            if not self._counted and unsaid is None:
                 return
             passage = self._passage_of(self.decoder.partial(now))
         elif passage.exchange.ended:
             return
         exchange = passage.exchange
-        exchange.end = end
+        exchange.end = unsaid or end
         exchange.ended = now
         exchange.overhead_ms = passage.overhead * 1000
         if upstream is not None and exchange.reply is None:
@@ -1009,6 +1014,21 @@ class _Client(asyncio.Protocol):
         self._held = None
         self._proxy.look_at(passage)
         self._uncount()
+
+    def _end_unread(self, end: End) -> None:
+        """As `_end` where the upstream could not have the request. Its caller is answered at once; what of the request
+        is still on its way is read, while the connection lingers, because it says who hands what to whom."""
+        if self.state == _BODY and self._passage is None:
+            self._unsaid = end
+        else:
+            self._end(end)
+
+    def _read_on(self, data: bytes) -> None:
+        got = self.decoder.feed(data, self._proxy.now())
+        if got is not None:
+            if type(got) is Request:
+                self._passage = self._passage_of(got)
+            self._end("client_abort")
 
     def _uncount(self) -> None:
         if self._alarm is not None:
