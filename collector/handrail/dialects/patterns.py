@@ -83,6 +83,8 @@ class Pattern:
         is_state = isinstance(config, StateConfig)
         written = config.key if isinstance(config, StateConfig) else config.subject
         self.match = _compiled(written, f"{key}.{'key' if is_state else 'subject'}", file).fullmatch
+        self.start = re.split(r"[{*]", written, maxsplit=1)[0].encode()
+        """What every name that matches begins with."""
         self.version = _path(config.version, f"{key}.version", file)
         self.epoch = _path(config.epoch, f"{key}.epoch", file)
         self.subject, self.schema_version = _schema(config.schema)
@@ -135,6 +137,11 @@ class Patterns:
         self.patterns = tuple(patterns)
         self.is_default = is_default
         self._known: dict[str, Named] = {}
+        self._starts = tuple({pattern.start for pattern in self.patterns})
+
+    def has(self, name: bytes) -> bool:
+        """Whether a pattern matches. Most names are told by how they begin, without being decoded or remembered."""
+        return name.startswith(self._starts) and self.of(name.decode("utf-8", "replace")).pattern is not None
 
     def of(self, name: str) -> Named:
         known = self._known.get(name)

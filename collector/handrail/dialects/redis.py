@@ -287,17 +287,22 @@ READERS: Mapping[bytes, tuple[Callable[[Args, Any], Iterator[Touched]], int]] = 
 }
 """Command → what it touches, and how many words it has at least."""
 
+_LEAST: Mapping[bytes, int] = {name: least for name, (_, least) in READERS.items()}
 _BUS = frozenset({b"PUBLISH", b"SPUBLISH", b"XADD", b"XREAD", b"XREADGROUP", b"XCLAIM", b"XAUTOCLAIM"})
 _MANY = frozenset({b"XREAD", b"XREADGROUP"})
 _SEEN = 10_000
 
 
-class _Written(msgspec.Struct, gc=False):
-    acked: float
-    writer: str | None
-    digest: str | None
-    version: int | str | None
-    readers: tuple[str | None, ...] = ()
+class _Written:
+    """Who wrote a key last, and who has read that since."""
+
+    __slots__ = ("acked", "digest", "readers", "writer")
+
+    def __init__(self, acked: float, writer: str | None, digest: str | None) -> None:
+        self.acked = acked
+        self.writer = writer
+        self.digest = digest
+        self.readers: tuple[str | None, ...] = ()
 
 
 class Redis:
@@ -315,7 +320,10 @@ class Redis:
     def wants(self, args: Args) -> bool:
         """Whether a command touches state or an event. Without configured keys, a JSON value is state anywhere."""
         name = args[0]
-        if not isinstance(name, bytes) or name not in READERS or len(args) < READERS[name][1]:
+        if not isinstance(name, bytes):
+            return False
+        least = _LEAST.get(name)
+        if least is None or len(args) < least:
             return False
         if name in _MANY:
             return True
@@ -324,10 +332,12 @@ class Redis:
             return False
         if name in _BUS:
             return self.wants_channel(first) or _has_json(args)
-        if self._is_state(first) or (
-            name in _SEVERAL and any(isinstance(k, bytes) and self._is_state(k) for k in args)
-        ):
+        if self._is_state(first):
             return True
+        if name in _SEVERAL:
+            for key in args:
+                if isinstance(key, bytes) and self._is_state(key):
+                    return True
         if self._keys.is_default and _has_json(args):
             self._json[first] = None
             if len(self._json) > _SEEN:
@@ -336,10 +346,10 @@ class Redis:
         return False
 
     def _is_state(self, key: bytes) -> bool:
-        return key in self._json or self._keys.of(key.decode("utf-8", "replace")).pattern is not None
+        return self._keys.has(key) or key in self._json
 
     def wants_channel(self, channel: bytes) -> bool:
-        return self._subjects.is_default or self._subjects.of(channel.decode("utf-8", "replace")).pattern is not None
+        return self._subjects.is_default or self._subjects.has(channel)
 
     def read(self, operation: Operation) -> Iterator[Event]:
         """The events of a command that is over. Nothing for one that found nothing to say."""
@@ -474,7 +484,7 @@ class Redis:
         if event.kind == "write":
             if event.outcome in ("completed", "accepted"):
                 acked = event.at + (event.duration_ms or 0.0) / 1000
-                self._written[key] = _Written(acked, event.source, event.digest, event.state_version)
+                self._written[key] = _Written(acked, event.source, event.digest)
                 _bound(self._written)
             return None
         if event.kind == "read":
@@ -497,7 +507,11 @@ _SEVERAL = frozenset({b"MGET", b"JSON.MGET", b"MSET", b"MSETNX", b"DEL", b"UNLIN
 
 
 def _has_json(args: Args) -> bool:
-    return any(isinstance(arg, bytes) and arg[:1] == b"{" for arg in args[2:])
+    for at in range(2, len(args)):
+        arg = args[at]
+        if isinstance(arg, bytes) and arg.startswith(b"{"):
+            return True
+    return False
 
 
 def _user(name: str | None) -> str | None:

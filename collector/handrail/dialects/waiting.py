@@ -44,8 +44,12 @@ class Waiting:
         if name in _PUSHES or name in _MANY_KEYS or name in _MOVES or name in _STREAMS or name == b"SETNX":
             return True
         if name == b"SET":
-            return any(isinstance(arg, bytes) and arg.upper() == b"NX" for arg in args[3:])
-        return name in _RELEASES and bool(self._locks) and any(arg in self._locks for arg in args[1:])
+            return _is_lock(args)
+        if name in _RELEASES and self._locks:
+            for at in range(1, len(args)):
+                if args[at] in self._locks:
+                    return True
+        return False
 
     def asked(self, pending: Pending) -> Iterator[Event]:
         """A blocking read that is open now."""
@@ -77,7 +81,7 @@ class Waiting:
         elif name in _MOVES and len(args) > 2 and isinstance(args[2], bytes) and operation.reply is not None:
             yield from self._push(operation, args[2])
         elif name in (b"SET", b"SETNX") and len(args) > 2 and isinstance(args[1], bytes):
-            if name == b"SETNX" or any(isinstance(arg, bytes) and arg.upper() == b"NX" for arg in args[3:]):
+            if name == b"SETNX" or _is_lock(args):
                 got = operation.reply not in (None, 0)
                 _keep(self._locks, args[1])
                 yield self._event(
@@ -123,6 +127,15 @@ class Waiting:
         at = connection.listener
         configured = self._agents[at] if at < len(self._agents) else None
         return configured or text(connection.name)
+
+
+def _is_lock(args: Args) -> bool:
+    """Whether a SET sets only where nothing is."""
+    for at in range(3, len(args)):
+        word = args[at]
+        if isinstance(word, bytes) and len(word) == 2 and word.upper() == b"NX":
+            return True
+    return False
 
 
 def _operation(args: Args) -> str:

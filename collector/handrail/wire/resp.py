@@ -766,15 +766,16 @@ class RespDecoder:
                     continue
                 if asked is not None and asked.is_wanted and first == 36:
                     # As common: one string that somebody wants.
-                    eol = data.find(_CRLF, pos)
-                    size = _length(data[pos:eol]) if eol > 0 else -1
-                    here = eol + 4 + size
-                    if 0 <= size <= self._value_bytes - ITEM_BYTES and here <= end and data[here - 2 : here] == _CRLF:
-                        self._answer(data[eol + 2 : here - 2], 36, False, at, self._server_place + here)
-                        pos = here
-                        if self.is_over():
-                            break
-                        continue
+                    size, start = _counted(data, pos + 1, end)
+                    stop = start + size
+                    here = stop + 2
+                    if start > 0 and size <= self._value_bytes - ITEM_BYTES and here <= end:
+                        if data[stop] == 13 and data[stop + 1] == 10:
+                            self._answer(data[start:stop], 36, False, at, self._server_place + here)
+                            pos = here
+                            if self.is_over():
+                                break
+                            continue
                 values.begin(build)
                 self._server_inside = True
             pos = values.feed(data, pos)
@@ -1047,32 +1048,44 @@ _NO_SUBSCRIPTIONS: Final = [0, 0, 0]
 _ENDS_MULTI: Final = frozenset((_EXEC, _DISCARD, _RESET))
 
 
+def _counted(data: bytes, pos: int, end: int) -> tuple[int, int]:
+    """The decimal number at `pos` and the place behind its CR LF; that place is -1 where it is not whole or not right.
+
+    Byte by byte: compiled, that is a tenth of what finding, cutting and converting a text cost.
+    """
+    count = 0
+    first = pos
+    while pos < end:
+        byte = data[pos]
+        if byte == 13:
+            if pos == first or pos - first > 10 or pos + 1 >= end or data[pos + 1] != 10:
+                return 0, -1
+            return count, pos + 2
+        if byte < 48 or byte > 57:
+            return 0, -1
+        count = count * 10 + byte - 48
+        pos += 1
+        if pos - first > 10:
+            return 0, -1
+    return 0, -1
+
+
 def _whole_command(data: bytes, pos: int, args: list[Any], limit: int) -> int:
     """Reads the command that begins at `pos` into `args`: the place behind it.
 
     -1 where it is not whole, not right, or too long to be built; then `Values` reads it, which tells what it is.
     """
     end = len(data)
-    eol = data.find(_CRLF, pos)
-    if eol < 0:
+    count, pos = _counted(data, pos + 1, end)
+    if pos < 0 or count > 999_999:
         return _MORE
-    digits = data[pos + 1 : eol]
-    if not digits.isdigit() or len(digits) > 6:
-        return _MORE
-    count = int(digits)
-    pos = eol + 2
     room = limit - ITEM_BYTES
     while count:
         if pos >= end or data[pos] != 36:
             return _MORE
-        eol = data.find(_CRLF, pos)
-        if eol < 0:
+        size, start = _counted(data, pos + 1, end)
+        if start < 0:
             return _MORE
-        digits = data[pos + 1 : eol]
-        if not digits.isdigit() or len(digits) > 10:
-            return _MORE
-        size = int(digits)
-        start = eol + 2
         stop = start + size
         pos = stop + 2
         room -= size + ITEM_BYTES
@@ -1088,19 +1101,18 @@ def _past(data: bytes, pos: int, end: int) -> int:
     """The place behind a simple reply that is whole; -1 where it is not simple, not whole, or not right."""
     first = data[pos]
     if first == 36:
-        eol = data.find(_CRLF, pos)
-        if eol < 0:
-            return _MORE
-        digits = data[pos + 1 : eol]
-        if not digits.isdigit() or len(digits) > 10:
-            return _MORE
-        pos = eol + 4 + int(digits)
-        if pos > end or data[pos - 2] != 13 or data[pos - 1] != 10:
+        if data.startswith(b"$-1\r\n", pos):
+            return pos + 5
+        size, start = _counted(data, pos + 1, end)
+        pos = start + size + 2
+        if start < 0 or pos > end or data[pos - 2] != 13 or data[pos - 1] != 10:
             return _MORE
         return pos
     if first == 43 or first == 45:
         eol = data.find(_CRLF, pos)
         return _MORE if eol < 0 or eol - pos > LINE_BYTES else eol + 2
+    if first == 58:
+        return _counted(data, pos + 1, end)[1]
     return _MORE
 
 
