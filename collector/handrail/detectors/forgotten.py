@@ -2,8 +2,8 @@
 
 import re
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, ClassVar
+from collections.abc import Iterable
+from typing import Any, ClassVar, Final
 from zlib import crc32
 
 import msgspec
@@ -15,44 +15,62 @@ from handrail.detectors.similarity import text_of, words
 from handrail.event import Event, Finding
 from handrail.schema.registry import Matcher, Registry, matcher
 
-_ITEMS = 64
+_ITEMS: Final = 64
 """Constraints, written keys and artifacts remembered for each workflow."""
-_WORDS = 48
+_WORDS: Final = 48
 """Words by which a constraint is known again."""
-_WORDINGS = 8
+_WORDINGS: Final = 8
 """Wordings of a constraint that are known without looking at their words."""
-_LATER = 2
+_LATER: Final = 2
 """Hops after which a constraint must still be there."""
-_STILL = 0.75
+_REMEMBERED: Final = 1_000
+"""Ways, shapes of objects and wordings of which the meaning is remembered."""
+_STILL: Final = 0.75
 """So many of a constraint's words somewhere in a payload are the constraint in other words or in another place."""
 
 
-class _Constraint(msgspec.Struct):
-    event: str
-    hop: int
-    source: str | None
-    index: int
-    words: frozenset[int]
-    texts: set[int]
-    """Of its wordings: hashes, by which it is known again at no cost."""
-    told: bool = False
+class _Constraint:
+    __slots__ = ("event", "hop", "index", "source", "texts", "told", "words")
+
+    def __init__(
+        self, event: str, hop: int, source: str | None, index: int, words: frozenset[int], texts: set[int]
+    ) -> None:
+        self.event = event
+        self.hop = hop
+        self.source = source
+        self.index = index
+        self.words = words
+        self.texts = texts
+        """Of its wordings: hashes, by which it is known again at no cost."""
+        self.told = False
 
 
-class _Workflow(msgspec.Struct):
-    hops: int = 0
-    decided: str | None = None
-    """The event that last carried decisions."""
-    decisions: int = 0
-    constraints: dict[int, _Constraint] = {}
-    written: dict[str, str] = {}
-    """Names of what was written → the event."""
-    listed: dict[str, str] = {}
-    """Names in `output.artifacts` → the event."""
-    ids: dict[str, None] = {}
-    as_before: int = 0
-    """Hash of the last hop's constraints, where nothing was missing from them; one like it has nothing to tell."""
-    named: int = 0
-    """Hash of what the last hop's `output.artifacts` names."""
+class _Workflow:
+    __slots__ = ("as_before", "constraints", "decided", "decisions", "hops", "ids", "listed", "named", "new", "written")
+
+    def __init__(self) -> None:
+        self.hops = 0
+        self.decided: str | None = None
+        """The event that last carried decisions."""
+        self.decisions = 0
+        self.constraints: dict[int, _Constraint] = {}
+        self.written: dict[str, None] = {}
+        """Names of what was written."""
+        self.listed: dict[str, None] = {}
+        """Names in `output.artifacts`, but for the last ones."""
+        self.new: list[str] = []
+        """What the last of them are called. It becomes names when something asks for them, which most never do."""
+        self.ids: dict[str, None] = {}
+        self.as_before = 0
+        """Hash of the last hop's constraints, where nothing was missing from them; one like it has nothing to tell."""
+        self.named = 0
+        """Hash of what the last hop's `output.artifacts` names."""
+
+
+_Wanted = tuple[str, int | None, Any]
+"""Path, index in a list, artifact."""
+_Contract = tuple[Keep, Keep, Keep]
+"""Decisions, constraints, artifacts."""
 
 
 class ContextLost:
@@ -66,64 +84,93 @@ class ContextLost:
 
     kind: ClassVar[str] = "context.lost"
     sees: ClassVar[frozenset[Sight]] = frozenset({"first"})
+    kinds: ClassVar[frozenset[str]] = frozenset({"handoff", "write"})
     Params: ClassVar[type[msgspec.Struct]] = ForgottenParams
 
     def __init__(self, rule: Rule, params: ForgottenParams, registry: Registry) -> None:
-        self._rule, self._params = rule, params
+        self._rule = rule
+        self._keys: int = params.keys
+        self._whole: _Contract = (params.decisions, params.constraints, params.artifacts)
         self._edges: tuple[tuple[Matcher, Matcher, EdgeContract], ...] = tuple(
-            (matcher(edge.source), matcher(edge.target), edge) for edge in params.edges
+            [(matcher(edge.source), matcher(edge.target), edge) for edge in params.edges]
         )
+        self._contracts: dict[tuple[str, str], _Contract] = {}
         self._workflows: OrderedDict[str, _Workflow] = OrderedDict()
+        self._plain: set[int] = set()
+        """Hashes of the keys of objects none of which speaks of artifacts."""
+        self._coded: dict[int, frozenset[int]] = {}
+        """Wordings of constraints to their words: workflows of one kind have the same."""
 
     def observe(self, event: Event) -> Iterable[Finding]:
         key = event.workflow
-        if key is None or event.kind not in ("handoff", "write"):
+        if key is None:
             return NOTHING
         payload = event.payload
-        is_write = event.kind == "write"
-        if not is_write and (type(payload) is not dict or not ("context" in payload or "output" in payload)):
+        if event.kind != "handoff":
+            if event.kind == "write":
+                workflow = self._workflow(key)
+                if event.key is not None and event.outcome not in ("failed", "rejected"):
+                    _keep(workflow.written, _name(event.key))
             return NOTHING
-        workflow = self._workflows.get(key)
-        if workflow is None:
-            workflow = self._workflows[key] = _Workflow()
-            if len(self._workflows) > self._params.keys:
-                self._workflows.popitem(last=False)
-        if is_write:
-            if event.key is not None and event.outcome not in ("failed", "rejected"):
-                _keep(workflow.written, _name(event.key), event.id)
+        if type(payload) is not dict or not ("context" in payload or "output" in payload):
             return NOTHING
-        if event.id in workflow.ids:
+        workflow = self._workflow(key)
+        ids, event_id = workflow.ids, event.id
+        if event_id in ids:
             return NOTHING
-        _keep(workflow.ids, event.id, None)
-        contract = self._contract(event)
+        ids[event_id] = None
+        if len(ids) > _ITEMS:
+            del ids[next(iter(ids))]
+        decisions, constraints, artifacts = self._contract(event) if self._edges else self._whole
         context = payload.get("context")
-        context = context if type(context) is dict else {}
-        found = [
-            *self._decisions(workflow, event, context, contract("decisions")),
-            *self._constraints(workflow, event, context, contract("constraints")),
-            *self._artifacts(workflow, event, payload, contract("artifacts")),
-        ]
+        if type(context) is not dict:
+            context = _EMPTY
+        found: list[Finding] = []
+        made = context.get("decisions_made")
+        if made:
+            workflow.decided = event_id
+            workflow.decisions = len(made) if type(made) is list else 1
+        elif decisions == "always" or (decisions == "once_said" and workflow.decided is not None):
+            found.append(self._undecided(workflow, event, context))
+        said = context.get("constraints")
+        mark = _mark_of(said)
+        if not mark or mark != workflow.as_before:
+            self._constraints(workflow, event, said, mark, constraints, found)
+        self._artifacts(workflow, event, payload, context, artifacts, found)
         workflow.hops += 1
         return found or NOTHING
 
-    def _contract(self, event: Event) -> Any:
-        for source, target, edge in self._edges:
-            if source(event.source or "") and target(event.target or ""):
-                return lambda name: getattr(edge, name) or getattr(self._params, name)
-        return lambda name: getattr(self._params, name)
+    def _workflow(self, key: str) -> _Workflow:
+        workflow = self._workflows.get(key)
+        if workflow is None:
+            workflow = self._workflows[key] = _Workflow()
+            if len(self._workflows) > self._keys:
+                self._workflows.popitem(last=False)
+        return workflow
 
-    def _decisions(
-        self, workflow: _Workflow, event: Event, context: Mapping[str, Any], keep: Keep
-    ) -> Iterator[Finding]:
-        made = context.get("decisions_made")
-        if made:
-            workflow.decided, workflow.decisions = event.id, len(made) if type(made) is list else 1
-            return
-        if keep == "never" or (keep == "once_said" and workflow.decided is None):
-            return
+    def _contract(self, event: Event) -> _Contract:
+        way = (event.source or "", event.target or "")
+        contract = self._contracts.get(way)
+        if contract is None:
+            decisions, constraints, artifacts = self._whole
+            contract = self._whole
+            for source, target, edge in self._edges:
+                if source(way[0]) and target(way[1]):
+                    contract = (
+                        edge.decisions or decisions,
+                        edge.constraints or constraints,
+                        edge.artifacts or artifacts,
+                    )
+                    break
+            if len(self._contracts) >= _REMEMBERED:
+                self._contracts.clear()
+            self._contracts[way] = contract
+        return contract
+
+    def _undecided(self, workflow: _Workflow, event: Event, context: dict[str, Any]) -> Finding:
         how = "empty" if "decisions_made" in context else "absent"
         before = f": {workflow.decisions} were made before" if workflow.decided else ""
-        yield self._found(
+        return self._found(
             event,
             f"decisions_made is {how} in what {_who(event.source)} handed to {_who(event.target)}{before}",
             "/context/decisions_made",
@@ -132,61 +179,48 @@ class ContextLost:
         )
 
     def _constraints(
-        self, workflow: _Workflow, event: Event, context: Mapping[str, Any], keep: Keep
-    ) -> Iterator[Finding]:
-        said = context.get("constraints")
-        mark = 0
-        if type(said) is list and said and all(type(item) is str for item in said):
-            mark = hash(tuple(said))
-            if mark == workflow.as_before:
-                return
+        self, workflow: _Workflow, event: Event, said: Any, mark: int, keep: Keep, found: list[Finding]
+    ) -> None:
         listed = [text_of(item) for item in said][:_ITEMS] if type(said) is list else []
         if keep == "always" and not listed:
-            yield self._found(
-                event,
-                f"{_who(event.source)} handed no constraints to {_who(event.target)}",
-                "/context/constraints",
-                {"lost": "constraints", "is": "empty" if said is not None else "absent"},
-                None,
+            found.append(
+                self._found(
+                    event,
+                    f"{_who(event.source)} handed no constraints to {_who(event.target)}",
+                    "/context/constraints",
+                    {"lost": "constraints", "is": "empty" if said is not None else "absent"},
+                    None,
+                )
             )
         known = workflow.constraints
         workflow.as_before = 0
-        due = [each for each in known.values() if workflow.hops - each.hop >= _LATER and each.source != event.target]
-        literal = set(map(_wording, listed))
+        wordings = [_wording(text) for text in listed]
+        literal = set(wordings)
         if keep != "never":
-            for each in due:
-                if not literal.isdisjoint(each.texts):
-                    each.told = False
-            due = [each for each in due if literal.isdisjoint(each.texts)]
-        if due and keep != "never":
-            here = _coded(words(text_of(event.payload)))
-            for each in due:
-                if len(each.words & here) >= _STILL * len(each.words):
-                    each.told = False
-                elif not each.told:
-                    each.told = True
-                    hops = workflow.hops - each.hop
-                    yield self._found(
-                        event,
-                        f"a constraint that {_who(each.source)} set is missing {hops} hops later, in what "
-                        f"{_who(event.source)} handed to {_who(event.target)}",
-                        "/context/constraints/*",
-                        {"lost": "constraint", "index": each.index, "set_in": each.event, "hops": hops}
-                        | {"words": len(each.words)},
-                        each.event,
-                        str(each.index),
-                    )
-        if mark and len(listed) < _ITEMS and all(not literal.isdisjoint(each.texts) for each in known.values()):
+            due: list[_Constraint] = []
+            target = event.target
+            for each in known.values():
+                if workflow.hops - each.hop >= _LATER and each.source != target:
+                    if literal.isdisjoint(each.texts):
+                        due.append(each)
+                    else:
+                        each.told = False
+            if due:
+                self._missing(workflow, event, due, found)
+        texts: set[int] = set()
+        is_whole = True
+        for each in known.values():
+            texts.update(each.texts)
+            is_whole = is_whole and not literal.isdisjoint(each.texts)
+        if mark and len(listed) < _ITEMS and is_whole:
             workflow.as_before = mark
-        texts: set[int] = set().union(*(each.texts for each in known.values()))
-        for index, text in enumerate(listed):
-            wording = _wording(text)
+        for index, wording in enumerate(wordings):
             if wording in texts:
                 continue
-            coded = frozenset(sorted(_coded(words(text)))[:_WORDS])
-            code = hash(coded)
+            coded = self._words_of(listed[index], wording)
             if not coded:
                 continue
+            code = hash(coded)
             same = known.get(code) or _near(coded, known.values())
             if same is not None:
                 if len(same.texts) < _WORDINGS:
@@ -194,45 +228,129 @@ class ContextLost:
             elif len(known) < _ITEMS:
                 known[code] = _Constraint(event.id, workflow.hops, event.source, index, coded, {wording})
 
+    def _words_of(self, text: str, wording: int) -> frozenset[int]:
+        """What a constraint is known by."""
+        coded = self._coded.get(wording)
+        if coded is None:
+            coded = frozenset(sorted(_codes(words(text)))[:_WORDS])
+            if len(self._coded) >= _REMEMBERED:
+                self._coded.clear()
+            self._coded[wording] = coded
+        return coded
+
+    def _missing(self, workflow: _Workflow, event: Event, due: list[_Constraint], found: list[Finding]) -> None:
+        """Those of the constraints whose words are nowhere in the payload."""
+        here = _codes(words(text_of(event.payload)))
+        for each in due:
+            if len(each.words & here) >= _STILL * len(each.words):
+                each.told = False
+            elif not each.told:
+                each.told = True
+                hops = workflow.hops - each.hop
+                found.append(
+                    self._found(
+                        event,
+                        f"a constraint that {_who(each.source)} set is missing {hops} hops later, in what "
+                        f"{_who(event.source)} handed to {_who(event.target)}",
+                        "/context/constraints/*",
+                        {"lost": "constraint", "index": each.index, "set_in": each.event, "hops": hops}
+                        | {"words": len(each.words)},
+                        each.event,
+                        (str(each.index),),
+                    )
+                )
+
     def _artifacts(
-        self, workflow: _Workflow, event: Event, payload: Mapping[str, Any], keep: Keep
-    ) -> Iterator[Finding]:
+        self,
+        workflow: _Workflow,
+        event: Event,
+        payload: dict[str, Any],
+        context: dict[str, Any],
+        keep: Keep,
+        found: list[Finding],
+    ) -> None:
         output = payload.get("output")
         produced = output.get("artifacts") if type(output) is dict else None
-        produced = produced[:_ITEMS] if type(produced) is list else []
-        listed = [("/output/artifacts/*", index, artifact) for index, artifact in enumerate(produced)]
-        mark = hash(tuple([_mark(artifact) for artifact in produced]))
-        wanted = list(_wanted(payload))
-        if mark == workflow.named and not wanted and not workflow.written and keep != "always":
-            return
-        workflow.named = mark
+        names: list[str] = []
+        mark = 0
+        if type(produced) is list and produced:
+            if len(produced) > _ITEMS:
+                produced = produced[:_ITEMS]
+            for artifact in produced:
+                name = _called(artifact)
+                if name is not None:
+                    names.append(name)
+            mark = hash(tuple(names))
+        else:
+            produced = None
+        wanted: list[_Wanted] | None = None
+        if not (
+            self._is_plain(payload)
+            and self._is_plain(context)
+            and payload.get("input") is None
+            and payload.get("inputs") is None
+        ):
+            wanted = _wanted(payload)
         if keep == "always" or (keep == "once_said" and workflow.written):
-            yield from self._unwritten(event, listed, workflow.written, "wrote")
-        own = {name: event.id for artifact in produced if (name := _reference(artifact, inside=True)) is not None}
+            listed: list[_Wanted] = []
+            if produced is not None:
+                for index, artifact in enumerate(produced):
+                    listed.append(("/output/artifacts/*", index, artifact))
+            self._unwritten(event, listed, workflow.written, "wrote", found)
+        if wanted:
+            _fold(workflow)
         if wanted and (keep == "always" or (keep == "once_said" and (workflow.written or workflow.listed))):
-            yield from self._unwritten(event, wanted, {**workflow.written, **workflow.listed, **own}, "wrote or listed")
-        for name in own:
-            if name not in workflow.listed:
-                _keep(workflow.listed, name, event.id)
+            own: dict[str, None] = {}
+            for name in names:
+                if not name.startswith(_WEB):
+                    own[_name(name)] = None
+            known = {**workflow.written, **workflow.listed, **own}
+            self._unwritten(event, wanted, known, "wrote or listed", found)
+        if mark != workflow.named:
+            workflow.named = mark
+            workflow.new += names
+            if len(workflow.new) > 2 * _ITEMS:
+                _fold(workflow)
+
+    def _is_plain(self, part: dict[str, Any]) -> bool:
+        """Whether no key of this object speaks of artifacts; known by its keys together."""
+        shape = hash(tuple(part))
+        if shape in self._plain:
+            return True
+        for key in part:
+            if "artifact" in key.lower():
+                return False
+        if len(self._plain) >= _REMEMBERED:
+            self._plain.clear()
+        self._plain.add(shape)
+        return True
 
     def _unwritten(
-        self, event: Event, artifacts: Iterable[tuple[str, int | None, Any]], known: Mapping[str, Any], did: str
-    ) -> Iterator[Finding]:
+        self, event: Event, artifacts: list[_Wanted], known: dict[str, None], did: str, found: list[Finding]
+    ) -> None:
         for path, index, artifact in artifacts:
             name = _reference(artifact)
             if name is None or _was_written(name, known):
                 continue
-            yield self._found(
-                event,
-                f"{_who(event.source)} pointed {_who(event.target)} to an artifact that nobody {did}: {name}",
-                path,
-                {"lost": "artifact", "name": name, "index": index, "known": len(known)},
-                None,
-                name,
+            found.append(
+                self._found(
+                    event,
+                    f"{_who(event.source)} pointed {_who(event.target)} to an artifact that nobody {did}: {name}",
+                    path,
+                    {"lost": "artifact", "name": name, "index": index, "known": len(known)},
+                    None,
+                    (name,),
+                )
             )
 
     def _found(
-        self, event: Event, message: str, path: str, evidence: dict[str, Any], since: str | None, *same: str
+        self,
+        event: Event,
+        message: str,
+        path: str,
+        evidence: dict[str, Any],
+        since: str | None,
+        same: tuple[str, ...] = (),
     ) -> Finding:
         return finding(
             self._rule,
@@ -255,14 +373,25 @@ def _who(agent: str | None) -> str:
     return agent or "an unknown agent"
 
 
-def _keep(known: dict[str, Any], name: str, value: Any) -> None:
+def _keep(known: dict[str, None], name: str) -> None:
     known.pop(name, None)
-    known[name] = value
+    known[name] = None
     if len(known) > _ITEMS:
         del known[next(iter(known))]
 
 
-def _coded(spoken: Iterable[bytes]) -> frozenset[int]:
+def _fold(workflow: _Workflow) -> None:
+    """What was called something lately gets its names."""
+    listed = workflow.listed
+    for called in workflow.new:
+        if not called.startswith(_WEB):
+            name = _name(called)
+            if name not in listed:
+                _keep(listed, name)
+    workflow.new = []
+
+
+def _codes(spoken: list[bytes]) -> frozenset[int]:
     return frozenset(map(crc32, spoken))
 
 
@@ -270,18 +399,31 @@ def _wording(text: str) -> int:
     return xxhash.xxh3_64_intdigest(text.encode("utf-8", "surrogatepass"))
 
 
+def _mark_of(said: Any) -> int:
+    """Something that is equal for the same texts; 0 for what is no list of texts."""
+    if type(said) is not list or not said:
+        return 0
+    for item in said:
+        if type(item) is not str:
+            return 0
+    return hash(tuple(said))
+
+
 def _near(coded: frozenset[int], known: Iterable[_Constraint]) -> _Constraint | None:
     """The constraint that is known and is this one, said with other words around it."""
-    near = (each for each in known if len(coded & each.words) >= _STILL * max(len(coded), len(each.words)))
-    return next(near, None)
+    for each in known:
+        if len(coded & each.words) >= _STILL * max(len(coded), len(each.words)):
+            return each
+    return None
 
 
 def _name(name: str) -> str:
     return name[:512].partition("?")[0].rstrip("/").lower()
 
 
-def _wanted(payload: Mapping[str, Any]) -> Iterator[tuple[str, int | None, Any]]:
-    """What stands under keys that speak of artifacts, beside `output.artifacts`: path, index in a list, artifact."""
+def _wanted(payload: dict[str, Any]) -> list[_Wanted]:
+    """What stands under keys that speak of artifacts, beside `output.artifacts`."""
+    wanted: list[_Wanted] = []
     for start in ("", "/context", "/input", "/inputs"):
         part = payload if not start else payload.get(start[1:])
         if type(part) is not dict:
@@ -290,43 +432,43 @@ def _wanted(payload: Mapping[str, Any]) -> Iterator[tuple[str, int | None, Any]]
             if "artifact" not in key.lower():
                 continue
             if type(value) is not list:
-                yield f"{start}/{key}", None, value
+                wanted.append((f"{start}/{key}", None, value))
                 continue
             for index, artifact in enumerate(value[:_ITEMS]):
-                yield f"{start}/{key}/*", index, artifact
+                wanted.append((f"{start}/{key}/*", index, artifact))
+    return wanted
 
 
-def _mark(artifact: Any) -> str | None:
-    """Something that is equal for artifacts that are called the same."""
+_REFERENCES: Final = ("uri", "path", "key", "name", "id", "url")
+_WEB: Final = ("http://", "https://", "data:")
+_EMPTY: Final[dict[str, Any]] = {}
+
+
+def _called(artifact: Any) -> str | None:
+    """What an artifact is called, at most 512 characters of it."""
     if type(artifact) is dict:
         for key in _REFERENCES:
-            if type(found := artifact.get(key)) is str:
-                return found
+            found = artifact.get(key)
+            if type(found) is str:
+                return found[:512] or None
         return None
-    return artifact if type(artifact) is str else None
+    return artifact[:512] or None if type(artifact) is str else None
 
 
-_REFERENCES = ("uri", "path", "key", "name", "id", "url")
-
-
-def _reference(artifact: Any, *, inside: bool = False) -> str | None:
-    """What an artifact is called; None where it is on the web, or its content is in the payload (unless `inside`)."""
+def _reference(artifact: Any) -> str | None:
+    """The name of an artifact; None where it is on the web, or its content is in the payload."""
     if type(artifact) is dict:
-        if not inside and any(artifact.get(part) for part in ("content", "data", "text", "parts", "bytes")):
-            return None
-        for key in _REFERENCES:
-            if type(found := artifact.get(key)) is str:
-                artifact = found
-                break
-    if type(artifact) is not str or not artifact or artifact.startswith(("http://", "https://", "data:")):
-        return None
-    return _name(artifact)
+        for part in ("content", "data", "text", "parts", "bytes"):
+            if artifact.get(part):
+                return None
+    called = _called(artifact)
+    return None if called is None or called.startswith(_WEB) else _name(called)
 
 
-def _was_written(name: str, written: Iterable[str]) -> bool:
+def _was_written(name: str, written: dict[str, None]) -> bool:
     """A key of the same last part: `report.md`, `redis://…/report.md` and `w1:report.md` are one."""
     last = _LAST.split(name)[-1]
     return any(_LAST.split(key)[-1] == last for key in written)
 
 
-_LAST = re.compile(r"[/:#\\]")
+_LAST: Final = re.compile(r"[/:#\\]")
