@@ -4,8 +4,7 @@ from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 from functools import cache
 from importlib.resources import files
-from itertools import pairwise
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Final, Literal
 
 import msgspec
 
@@ -15,28 +14,34 @@ from handrail.detectors.params import GrowthParams
 from handrail.event import Event, Finding, canonical
 from handrail.schema.registry import Matcher, Registry, matcher
 
-BYTES_PER_TOKEN = 4
+BYTES_PER_TOKEN: Final = 4
 """Of an estimate: English prose and JSON come to about four bytes a token with the tokenizers in use."""
-_SERIES = 64
+_SERIES: Final = 64
 """Receivers, and models of agents, remembered for each workflow."""
 
 Source = Literal["reported", "estimated"]
 
 
-class _Series(msgspec.Struct):
+class _Series:
     """The last hops of one workflow, or of those to one agent."""
 
-    tokens: list[int] = []
-    ids: list[str] = []
-    told: str = ""
+    __slots__ = ("ids", "tokens", "told")
+
+    def __init__(self, tokens: int, event: str) -> None:
+        self.tokens: list[int] = [tokens]
+        self.ids: list[str] = [event]
+        self.told = ""
 
 
-class _Workflow(msgspec.Struct):
-    tokens: int = 0
-    hops: int = 0
-    estimated: int = 0
-    series: dict[str, _Series] = {}
-    models: dict[str, str] = {}
+class _Workflow:
+    __slots__ = ("estimated", "hops", "models", "series", "tokens")
+
+    def __init__(self) -> None:
+        self.tokens = 0
+        self.hops = 0
+        self.estimated = 0
+        self.series: dict[str, _Series] = {}
+        self.models: dict[str, str] = {}
 
 
 @cache
@@ -104,6 +109,16 @@ class Windows:
         return self._known[model]
 
 
+def _is_growing(counts: list[int]) -> bool:
+    """Whether each is larger than the one before."""
+    before = counts[0] - 1
+    for count in counts:
+        if count <= before:
+            return False
+        before = count
+    return True
+
+
 class ContextGrowth:
     """What is handed on grows from hop to hop, and will not fit the receiver's model in a few hops, or does not now.
 
@@ -115,22 +130,25 @@ class ContextGrowth:
 
     kind: ClassVar[str] = "context.growth"
     sees: ClassVar[frozenset[Sight]] = frozenset({"final"})
+    kinds: ClassVar[frozenset[str]] = frozenset({"handoff", "usage"})
     Params: ClassVar[type[msgspec.Struct]] = GrowthParams
 
     def __init__(self, rule: Rule, params: GrowthParams, registry: Registry) -> None:
         self._rule, self._params = rule, params
+        self._keys: int = params.keys
+        self._over_hops: int = params.over_hops
         self._windows = Windows(params.windows)
         windows = [*params.windows.values(), *shipped_windows().values()]
-        self._smallest = min(windows if params.window is None else [*windows, params.window])
+        self._smallest: int = min(windows if params.window is None else [*windows, params.window])
         """What does not grow and is below every window fits."""
         self._models = tuple((matcher(each.agent), each.model) for each in params.models)
         self._workflows: OrderedDict[str, _Workflow] = OrderedDict()
 
     def observe(self, event: Event) -> Iterable[Finding]:
-        key = event.workflow
-        if key is None or event.kind not in ("handoff", "usage"):
+        key, kind = event.workflow, event.kind
+        if key is None or (kind != "handoff" and kind != "usage"):
             return NOTHING
-        is_call = event.kind == "usage"
+        is_call = kind == "usage"
         counted = _input_of(event) if is_call else tokens_of(event)
         if counted is None:
             return NOTHING
@@ -138,32 +156,45 @@ class ContextGrowth:
         workflow = self._workflows.get(key)
         if workflow is None:
             workflow = self._workflows[key] = _Workflow()
-            if len(self._workflows) > self._params.keys:
+            if len(self._workflows) > self._keys:
                 self._workflows.popitem(last=False)
         workflow.tokens += tokens
         workflow.hops += 1
-        workflow.estimated += how == "estimated"
+        if how == "estimated":
+            workflow.estimated += 1
+        source, target = event.source, event.target
         named = (model_of(event.reply) if is_call else None) or model_of(event.payload) or self._known_model(event)
-        if named is not None and event.source is not None and len(workflow.models) < _SERIES:
-            workflow.models[event.source] = named
-        found: list[Finding] = []
-        for name in (f"model of {event.source}",) if is_call else ("", event.target):
-            if name is None:
-                continue
+        if named is not None and source is not None and len(workflow.models) < _SERIES:
+            workflow.models[source] = named
+        found: Iterable[Finding] = NOTHING
+        names = (f"model of {source}",) if is_call else ("",) if target is None else ("", target)
+        event_id, over_hops = event.id, self._over_hops
+        for name in names:
             series = workflow.series.get(name)
             if series is None:
                 if len(workflow.series) >= _SERIES:
                     continue
-                series = workflow.series[name] = _Series()
-            elif series.ids[-1] == event.id:
-                return NOTHING
-            series.tokens.append(tokens)
-            series.ids.append(event.id)
-            if len(series.ids) > self._params.over_hops:
-                del series.tokens[0], series.ids[0]
-            judged = self._judge(workflow, series, event, tokens, how, named)
-            found = found or list(judged)
-        return found or NOTHING
+                series = workflow.series[name] = _Series(tokens, event_id)
+            else:
+                if series.ids[-1] == event_id:
+                    return NOTHING
+                series.tokens.append(tokens)
+                series.ids.append(event_id)
+            counts = series.tokens
+            if len(counts) > over_hops:
+                del counts[0]
+                del series.ids[0]
+            growing = False
+            if len(counts) >= 2:
+                before = counts[-2]
+                if tokens > before:
+                    growing = _is_growing(counts)
+                elif tokens < before:
+                    series.told = ""
+            if growing or tokens >= self._smallest:
+                judged = self._judge(workflow, series, event, tokens, how, named, growing)
+                found = found or judged
+        return found
 
     def _known_model(self, event: Event) -> str | None:
         """Where no payload names it: the agent's version, or whom a model call went to, if a table knows that name."""
@@ -173,17 +204,16 @@ class ContextGrowth:
         return None
 
     def _judge(
-        self, workflow: _Workflow, series: _Series, event: Event, tokens: int, how: Source, named: str | None
-    ) -> Iterable[Finding]:
+        self,
+        workflow: _Workflow,
+        series: _Series,
+        event: Event,
+        tokens: int,
+        how: Source,
+        named: str | None,
+        growing: bool,
+    ) -> tuple[Finding, ...]:
         params, counts = self._params, series.tokens
-        growing = False
-        if len(counts) >= 2:
-            if counts[-1] > counts[-2]:
-                growing = all(later > earlier for earlier, later in pairwise(counts))
-            elif counts[-1] < counts[-2]:
-                series.told = ""
-        if not growing and tokens < self._smallest:
-            return NOTHING
         model = self._model(workflow, event, named)
         window = params.window if model is None else self._windows.of(model) or params.window
         if window is None:
