@@ -228,6 +228,25 @@ def test_check_lists_what_is_wrong_in_rules_and_schemas(run: Run, tmp_path: Path
     assert told[2].startswith(f"handrail: {tmp_path}/mine.yaml: ruls: unknown key; did you mean rules?")
 
 
+@pytest.mark.parametrize(
+    ("route", "problem"),
+    [
+        ("upstream: 'http://127.0.0.1:7'", "routes[0].upstream: is the route's own listen address: a loop"),
+        (
+            "upstream: 'https://a', tls: {ca_file: none.pem}",
+            "routes[0].tls.ca_file: cannot be loaded: [Errno 2] No such file or directory",
+        ),
+    ],
+)
+def test_check_and_run_refuse_the_same_in_the_same_words(run: Run, tmp_path: Path, route: str, problem: str) -> None:
+    """What shows only when listeners are made is told too, with the name of the file."""
+    file = tmp_path / "handrail.yaml"
+    file.write_text(f"routes: [{{listen: '127.0.0.1:7', {route}}}]\nadmin: {{listen: ':0'}}")
+
+    assert refused(run("check", "-c", file)) == [f"handrail: {file}: {problem}"]
+    assert refused(run("run", "-c", file)) == [f"handrail: {file}: {problem}"]
+
+
 # replay
 
 

@@ -16,6 +16,7 @@ from handrail.config import (
     listen_address,
     load,
     parse_yaml,
+    resolved,
     with_flags,
 )
 from handrail.wire import BodyLimits
@@ -92,6 +93,14 @@ def test_values_land_in_their_places() -> None:
             "routes: [{listen: ':1', upstream: 'http://a'}, {listen: ':1', upstream: 'http://b'}]",
             "routes[1].listen: :1 is already taken by routes[0].listen",
         ),
+        (
+            "routes: [{listen: ':1', upstream: 'http://a', fallback: {upstream: 'http://b', seconds: -1}}]",
+            "routes[0].fallback.seconds: must be more than 0",
+        ),
+        (
+            "forward: {listen: ':1', allow: [h, '*.a:*', '[::1]:80', 'http://a']}",
+            "forward.allow[3]: 'http://a' is no host; write host or host:port, * for any characters",
+        ),
         ("custom: [{name: a}, {name: a}]", "custom[1].name: a is there twice; names are how routes choose dialects"),
         ("custom: [{name: a2a}]", "custom[0].name: a2a is a built-in dialect; choose another name"),
         (
@@ -125,6 +134,30 @@ def test_an_expression_that_does_not_compile_is_named() -> None:
     """JMESPath is compiled when the configuration is read, not when the first request comes."""
     assert said("custom: [{name: x, task: 'a['}]")[0].startswith("custom[0].task: is not JMESPath: ")
     assert said("envelope: {path: 'b.'}")[0].startswith("envelope.path: is not JMESPath: ")
+
+
+def test_paths_are_named_from_the_directory_of_the_file() -> None:
+    """All of them, wherever they stand; an absolute path stays."""
+    config = load(
+        "schemas: {directory: s}\nrules: {files: [r.yaml, /etc/r.yaml]}\ngraph: {file: g.yaml}\n"
+        "otlp: {http: ':1', token_file: t}\nalerts: {webhooks: [{url: 'http://a', ca_file: w.pem}]}\n"
+        "routes: [{listen: ':2', upstream: 'https://a', tls: {ca_file: a.pem}, "
+        "fallback: {upstream: 'https://b', tls: {ca_file: b.pem}}}]",
+        "conf/x.yaml",
+    )
+    there = resolved(config, "conf")
+    assert there.schemas.directory == "conf/s"
+    assert there.rules.files == ("conf/r.yaml", "/etc/r.yaml")
+    assert there.graph.file == "conf/g.yaml"
+    assert there.otlp is not None
+    assert there.otlp.token_file == "conf/t"
+    assert there.alerts is not None
+    assert there.alerts.webhooks[0].ca_file == "conf/w.pem"
+    (route,) = there.routes
+    assert route.tls.ca_file == "conf/a.pem"
+    assert route.fallback is not None
+    assert route.fallback.tls.ca_file == "conf/b.pem"
+    assert resolved(load("agent: a", "x.yaml"), "conf") == load("agent: a", "x.yaml")
 
 
 def test_a_database_address_is_never_repeated() -> None:

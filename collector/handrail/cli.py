@@ -64,6 +64,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (Problems, Unreadable) as error:
         return _fail(error.problems)
     except ConfigError as error:
+        if error.file == "configuration":  # found by a part that does not know where its configuration came from
+            error = ConfigError(getattr(args, "config", None) or "command line", error.key, error.problem)
         return _fail([error])
     except KeyboardInterrupt:
         return 130
@@ -134,6 +136,13 @@ def _check(args: argparse.Namespace) -> int:
         problems += error.problems
     except config.ConfigError as error:
         problems.append(error)
+    if found.routes or found.forward is not None:
+        from handrail.edge import sidecar
+
+        try:
+            sidecar.listeners_of(found)
+        except config.ConfigError as error:
+            problems.append(config.ConfigError(args.config, error.key, error.problem))
     if problems:
         raise Problems(problems)
     routes = len(found.routes) + (found.forward is not None)
@@ -322,9 +331,7 @@ def _demo(args: argparse.Namespace) -> int:
 
 def _config(file: str | None) -> "Config":
     """The configuration in a file, or the defaults. Paths in a file are relative to that file. Raises Problems."""
-    from msgspec.structs import replace
-
-    from handrail.config import Config, check, load
+    from handrail.config import Config, check, load, resolved
     from handrail.edge.files import read_text
 
     if file is None:
@@ -332,22 +339,7 @@ def _config(file: str | None) -> "Config":
     text = read_text(file)
     if errors := check(text, file):
         raise Problems(errors)
-    config, beside = load(text, file), Path(file).parent
-    if config.schemas.directory is not None:
-        config = replace(config, schemas=replace(config.schemas, directory=str(beside / config.schemas.directory)))
-    if config.graph.file is not None:
-        config = replace(config, graph=replace(config.graph, file=str(beside / config.graph.file)))
-    rules = tuple(str(beside / path) for path in config.rules.files)
-    routes = tuple(
-        replace(route, tls=replace(route.tls, ca_file=str(beside / route.tls.ca_file))) if route.tls.ca_file else route
-        for route in config.routes
-    )
-    registry = config.registry
-    if registry is not None:
-        files = ("sqlite", "cache", *(name for name in registry.__struct_fields__ if name.endswith("_file")))
-        given = {name: getattr(registry, name) for name in files}
-        registry = replace(registry, **{name: str(beside / path) for name, path in given.items() if path is not None})
-    return replace(config, rules=replace(config.rules, files=rules), routes=routes, registry=registry)
+    return resolved(load(text, file), str(Path(file).parent))
 
 
 def _packs(files: Sequence[str]) -> "list[Pack]":
@@ -450,8 +442,9 @@ exit status: 0 where `handrail run` would start; 2 where it would not.""",
         "run the rules over recorded traffic",
         """\
 Runs recorded traffic through the same steps as the live proxy, with the time of the recording.
-A recording is HAR 1.2 (browsers, mitmproxy and many clients write it) or event JSON lines, as --output json prints
-them; - is standard input. Several recordings are one history, in the order given.""",
+A recording is HAR 1.2 (browsers, mitmproxy and many clients write it), OTLP JSON lines (as a Collector's file exporter
+writes them) or event JSON lines, as --output json prints them; - is standard input. Several recordings are one history,
+in the order given.""",
         """\
 examples:
   handrail replay traffic.har --schemas schemas
@@ -461,7 +454,9 @@ examples:
 exit status: 0; 1 where a finding is as severe as --fail-on says, or worse; 2 bad input.""",
         _replay,
     )
-    replay.add_argument("files", nargs="+", metavar="FILE", help="HAR 1.2 or event JSON lines; - is standard input")
+    replay.add_argument(
+        "files", nargs="+", metavar="FILE", help="HAR 1.2, OTLP or event JSON lines; - is standard input"
+    )
     _config_flag(replay)
     _schema_and_rule_flags(replay)
     _output_flag(replay)

@@ -7,7 +7,8 @@ import difflib
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Literal, TypeVar, get_args, get_origin
+from pathlib import PurePath
+from typing import Any, Literal, TypeVar, cast, get_args, get_origin
 from urllib.parse import urlsplit
 
 import jmespath
@@ -524,6 +525,33 @@ def load(text: str, file: str) -> Config:
     return convert(parse_yaml(text, file), Config, file)
 
 
+def resolved(config: Config, beside: str) -> Config:
+    """A Config whose files and directories are named from the directory of the file that it was read from."""
+    return cast(Config, _resolved(config, beside))
+
+
+_PATHS = frozenset({"directory", "file", "files", "sqlite", "cache"})
+"""Keys that hold paths, beside all that end in `_file`."""
+
+
+def _resolved(struct: msgspec.Struct, beside: str) -> msgspec.Struct:
+    changes: dict[str, Any] = {}
+    for name in struct.__struct_fields__:
+        value = getattr(struct, name)
+        if isinstance(value, msgspec.Struct):
+            changes[name] = _resolved(value, beside)
+        elif name in _PATHS or name.endswith("_file"):
+            if isinstance(value, str):
+                changes[name] = str(PurePath(beside, value))
+            elif value is not None:
+                changes[name] = tuple(str(PurePath(beside, each)) for each in value)
+        elif isinstance(value, tuple):
+            changes[name] = tuple(
+                _resolved(each, beside) if isinstance(each, msgspec.Struct) else each for each in value
+            )
+    return replace(struct, **changes)
+
+
 def check(text: str, file: str) -> list[ConfigError]:
     """YAML text to everything that is wrong with it as a Config; empty where it can be loaded."""
     try:
@@ -617,8 +645,15 @@ def problems(config: Config) -> Iterator[tuple[str, str]]:
             yield f"{key}.upstream", problem
         if route.fallback is not None and (problem := bad_url(route.fallback.upstream)):
             yield f"{key}.fallback.upstream", problem
+        yield from _not_positive(route, f"{key}.")
     if config.forward is not None:
         yield from _bad_listen("forward.listen", config.forward.listen, listeners)
+        for index, pattern in enumerate(config.forward.allow):
+            if not re.fullmatch(r"(\[[0-9A-Fa-f:.*]+\]|[A-Za-z0-9._~*-]+)(:[0-9*]+)?", pattern):
+                yield (
+                    f"forward.allow[{index}]",
+                    f"{pattern!r} is no host; write host or host:port, * for any characters",
+                )
     yield from _bad_listen("admin.listen", config.admin.listen, listeners)
     yield from _bad_places(config, listeners)
     if config.registry is not None:
@@ -885,7 +920,8 @@ def _bad_expressions(key: str, struct: msgspec.Struct, names: Sequence[str]) -> 
             try:
                 jmespath.compile(text)
             except (ValueError, RecursionError) as error:  # every JMESPath error is a ValueError
-                yield f"{key}.{name}", f"is not JMESPath: {str(error).splitlines()[0]}"
+                said = str(error).splitlines()[0].removesuffix(" for expression:").rstrip(",:")
+                yield f"{key}.{name}", f"is not JMESPath: {said}"
 
 
 class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]  # libyaml where it is built in

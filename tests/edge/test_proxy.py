@@ -14,7 +14,8 @@ import pytest
 import zstandard
 
 from edge.recorder import OK, Stage, Upstream, Wire, eventually, play, replying
-from handrail.wire import BodyLimits
+from handrail.edge.route import Listener
+from handrail.wire import BodyLimits, Route
 
 GET = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
 UPGRADE = b"GET /ws HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n"
@@ -315,6 +316,25 @@ def test_the_forward_proxy_takes_absolute_targets_to_allowed_hosts() -> None:
         assert events[0].operation == "GET /a%2Fb//../c"
 
     play(go, allow=("127.0.0.1:UPSTREAM",))
+
+
+@pytest.mark.parametrize(
+    ("pattern", "host", "port", "allowed"),
+    [
+        ("agents.local", "agents.local", 80, True),
+        ("agents.local", "agents.local.evil", 80, False),
+        ("*.agents.local", "a.agents.local", 8080, True),
+        ("a:80", "a", 8080, False),
+        ("a:80*", "A", 8080, True),
+        ("[::1]", "::1", 80, True),
+        ("[::1]:80", "::1", 80, True),
+        ("[::1]:80", "::1", 81, False),
+        ("[2001:db8::*]:80", "2001:db8::7", 80, True),
+    ],
+)
+def test_a_destination_is_allowed_by_host_and_port(pattern: str, host: str, port: int, allowed: bool) -> None:
+    """A pattern without a port stands for all of them; an IPv6 address stands in brackets."""
+    assert Listener(host="", port=0, route=Route(), allow=(pattern,)).allows(host, port) is allowed
 
 
 def test_one_client_connection_reaches_two_hosts_through_the_forward_proxy() -> None:

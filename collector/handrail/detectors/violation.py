@@ -49,7 +49,7 @@ class SchemaViolation:
             return NOTHING
         first = violations[0]
         more = f" (and {len(violations) - 1} more)" if len(violations) > 1 else ""
-        what = f"{event.subject}@{event.version}" if event.subject else "JSON"
+        what = f"{event.subject}@{event.version}" if event.subject and event.version else event.subject or "JSON"
         return (
             finding(
                 self._rule,

@@ -69,6 +69,7 @@ class Listener(msgspec.Struct, kw_only=True):
         """Whether the configuration admits this destination of a forward proxy."""
         if self._allowed is None:
             both = [pattern if re.search(r":[0-9*]+$", pattern) else f"{pattern}:*" for pattern in self.allow]
+            both = [pattern.replace("[", "").replace("]", "") for pattern in both]  # as hosts are here: without them
             self._allowed = re.compile("|".join(translate(pattern.lower()) for pattern in both) or r"(?!)")
         return self._allowed.match(f"{host.lower()}:{port}") is not None
 
