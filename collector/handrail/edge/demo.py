@@ -278,12 +278,14 @@ class Cast:
         for process in processes:
             if process.stdin is not None:
                 process.stdin.close()
+        ends = [asyncio.ensure_future(process.wait()) for process in processes]
+        if not ends:
+            return
+        _, late = await asyncio.wait(ends, timeout=5.0)
         for process in processes:
-            try:
-                await asyncio.wait_for(process.wait(), 5.0)
-            except TimeoutError:
+            if late and process.returncode is None:
                 process.kill()
-                await process.wait()
+        await asyncio.gather(*ends)
 
 
 class Store:
