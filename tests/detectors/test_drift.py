@@ -262,6 +262,15 @@ def test_numbers_rates_and_sizes_that_move(build: Any) -> None:
     assert numbers["new"]["p50"] > 3 * numbers["old"]["p50"]
 
 
+def test_numbers_of_any_length_are_measured(build: Any) -> None:
+    """Integers longer than any float are numbers like others, and none is a fault."""
+    pipeline = build("schema.drift")
+    values = [10**400 + index if index % 3 else -(10**500) for index in range(120)]
+    assert observed(pipeline, (handoff(index, {"n": value}) for index, value in enumerate(values))) == []
+    assert bin_of(10**400) == bin_of(1e300)
+    assert bin_of(-(10**400)) == -bin_of(10**400)
+
+
 def test_items_of_an_array_that_differ_do_not_drift(build: Any) -> None:
     """Each payload has four items and only one of them has the field: a quarter of the items, and every payload."""
     items = [{"name": "a", "x": 1}, {"name": "b", "y": 2}, {"name": "c", "z": 3}, {"name": "d"}]

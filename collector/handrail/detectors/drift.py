@@ -48,9 +48,9 @@ _YOUNG, _STEPS = 1_000, 3
 """The first payloads are all measured; then every n-th, so that each costs about as many steps into it."""
 _HABIT = 20
 """Payloads after which doing what the schema allows for the first time is a change."""
-_WALK_ALL, _WALK_YOUNG, _WALK_EACH, _WALK_LAST = 64, 31, 511, 8191
+_WALK_ALL, _WALK_YOUNG, _WALK_OLD = 64, (31, 255), (511, 8191)
 """The first payloads are all counted; then every 32nd, and of one that is not young every 512th; each that does not
-fit is. Of large payloads fewer, about one for eight times as many payloads as each has values, down to every 8192nd."""
+fit is. Of large payloads fewer: one for half as many, and later eight times as many payloads as each has values."""
 _KEYS_AT_ONCE = 8
 """As many new names in one object, or told of one object, are keys of a map."""
 _LEAST_SHIFT = 3
@@ -79,12 +79,12 @@ class Measure:
 
     __slots__ = (
         "_falls",
-        "_filled",
         "_last",
         "_rises",
         "_window",
         "absent",
         "bins",
+        "filled",
         "holder",
         "in_array",
         "kind",
@@ -110,9 +110,9 @@ class Measure:
         self.now: dict[int, int] = {}
         """The last window that differed."""
         self._window: dict[int, int] = {}
-        self._filled = 0
+        self.filled = 0
         self._rises = self._falls = 0
-        self._last: float | None = None
+        self._last: Any = None
 
     def remember(self, value: int, count: int) -> None:
         """Values of before measuring began."""
@@ -120,7 +120,8 @@ class Measure:
             self.bins[value] = self.bins.get(value, 0) + count
             self.past += count
 
-    def add(self, value: float) -> None:
+    def add(self, value: Any) -> None:
+        """A number, whatever its length: declared as a float it would be made one where this is compiled."""
         last = self._last
         if last is not None and value != last:
             if value > last:
@@ -130,11 +131,11 @@ class Measure:
         self._last = value
         key = bin_of(value)
         self._window[key] = self._window.get(key, 0) + 1
-        self._filled += 1
+        self.filled += 1
 
     def mark(self, present: bool) -> None:
         self._window[int(present)] = self._window.get(int(present), 0) + 1
-        self._filled += 1
+        self.filled += 1
         self.absent = 0 if present else self.absent + 1
         self.told = self.told and not present
 
@@ -142,7 +143,7 @@ class Measure:
         """Whether this absence is the one that says: it stopped coming."""
         absent = self.absent
         # What came before this run of absences, of the window too.
-        past = self.past + self._filled - absent
+        past = self.past + self.filled - absent
         missing = max(0, self.bins.get(0, 0) + self._window.get(0, 0) - absent)
         if absent < 3 or past < 5 or missing >= past:
             return False
@@ -158,9 +159,9 @@ class Measure:
 
         The window belongs to the past afterwards. Where it differs, it is kept as `now`, and the next is a new past.
         """
-        if self._filled < window:
+        if self.filled < window:
             return None
-        now, self._window, filled, self._filled = self._window, {}, self._filled, 0
+        now, self._window, filled, self.filled = self._window, {}, self.filled, 0
         moves = self._rises + self._falls
         is_counter = self.kind == "number" and moves >= 10 and self._rises > 0.8 * moves
         self._rises = self._falls = 0
@@ -180,10 +181,10 @@ class Measure:
 
     def forget(self) -> None:
         """What was before is no measure any more."""
-        self.bins, self.past, self._window, self._filled = {}, 0, {}, 0
+        self.bins, self.past, self._window, self.filled = {}, 0, {}, 0
 
 
-def bin_of(value: float) -> int:
+def bin_of(value: Any) -> int:
     """A number to one of eight bins for each doubling, in the order of the numbers; zero is a bin of its own."""
     if value == 0 or value != value:
         return 0
@@ -259,6 +260,7 @@ class Sender:
         "source",
         "subject",
         "target",
+        "young_walk",
     )
 
     def __init__(self, event: Event, *, is_reply: bool) -> None:
@@ -273,8 +275,8 @@ class Sender:
         self.measures: dict[tuple[str, Steps], Measure] = {}
         self.plan: tuple[Measure, ...] = ()
         self.every = 1
-        self.old_walk = _WALK_EACH
-        """One less than the number of payloads of which one is counted, once the sender is not young."""
+        self.young_walk, self.old_walk = _WALK_YOUNG[0], _WALK_OLD[0]
+        """One less than the number of payloads of which one is counted."""
         self.size = Measure("size", ())
         self.said: dict[tuple[str, str], int] = {}
         """How often each change of each path was told."""
@@ -391,9 +393,13 @@ class SchemaDrift:
             is_known = sender.fits is not None and sender.fits(value)
         except (ValueError, TypeError):
             is_known = False
-        if not is_known or messages <= _WALK_ALL or not messages & (sender.old_walk if messages > _YOUNG else _WALK_YOUNG):
+        if messages > _YOUNG:
+            is_walked, is_measured = not messages & sender.old_walk, not messages % sender.every
+        else:
+            is_walked, is_measured = messages <= _WALK_ALL or not messages & sender.young_walk, True
+        if is_walked or not is_known:
             found = self._walk(event, value, sender, schema, is_reply)
-        if messages <= _YOUNG or not messages % sender.every:
+        if is_measured:
             moved = self._measured(event, value, sender)
             if moved:
                 found = (*found, *moved)
@@ -417,7 +423,8 @@ class SchemaDrift:
         values = profile.values
         profile.add(value)
         values = profile.values - values
-        sender.old_walk = min(max((1 << (8 * values).bit_length()) - 1, _WALK_EACH), _WALK_LAST)
+        sender.young_walk = _each(values // 2, _WALK_YOUNG)
+        sender.old_walk = _each(8 * values, _WALK_OLD)
         found = tuple(
             self._found(event, value, sender, change)
             for change in changes.values()
@@ -469,7 +476,6 @@ class SchemaDrift:
                         change = _Change(measure.path, "removed", share, "absent", "past", says)
                         found = (*found, self._found(event, value, sender, change, count=absent))
                     continue
-                told = measure.compare(params.window, params.false_alarm)
             else:
                 is_length = measure.kind == "length"
                 for each in _all_at(value, measure.steps, 8) if measure.in_array else (_at(value, measure.steps),):
@@ -478,8 +484,9 @@ class SchemaDrift:
                             measure.add(len(each))
                     elif type(each) is int or type(each) is float:
                         measure.add(each)
-                told = measure.compare(params.window, params.false_alarm)
-            if told is not None:
+            if measure.filled < params.window:
+                continue
+            if (told := measure.compare(params.window, params.false_alarm)) is not None:
                 found = (*found, *self._moved(event, value, sender, measure, told))
         return found
 
@@ -762,6 +769,11 @@ def _size_of(value: Any) -> int:
         return len(orjson.dumps(value))
     except TypeError:
         return 0
+
+
+def _each(number: int, limits: tuple[int, int]) -> int:
+    """The least 2^n - 1 that is no less than a number, within limits."""
+    return min(max((1 << number.bit_length()) - 1, limits[0]), limits[1])
 
 
 def _percent(part: int, whole: int) -> str:

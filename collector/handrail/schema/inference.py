@@ -13,7 +13,6 @@ from functools import lru_cache
 from typing import Any
 
 import jsonschema_rs
-import msgspec
 
 from handrail.schema.registry import type_name
 
@@ -100,8 +99,8 @@ class Node:
         self.words: dict[str, int] | None = {}
         """None once a string was seen that is no word, or more than `MAX_WORDS` words."""
         self.formats: dict[str, int] = {}
-        self.low: float | None = None
-        self.high: float | None = None
+        self.low: Any = None  # a number as it came: where this is compiled, a float would round long integers
+        self.high: Any = None
 
     @property
     def objects(self) -> int:
@@ -134,16 +133,19 @@ class Node:
         return len({frozenset(node.types) - {"null"} for node in names.values()}) == 1
 
 
-class Stability(msgspec.Struct, frozen=True, kw_only=True):
-    """How far a profile may be trusted."""
+class Stability:
+    """How far a profile may be trusted. Not a Struct, so that this module can be compiled."""
 
-    payloads: int
-    places: int
-    """Places, with their types, that were seen."""
-    once: int
-    """Of these, seen in one value only."""
-    unseen: float
-    """Chance that the next payload shows something new, by Good and Turing: what was seen once, by payloads."""
+    __slots__ = ("once", "payloads", "places", "unseen")
+
+    def __init__(self, payloads: int, places: int, once: int, unseen: float) -> None:
+        self.payloads = payloads
+        self.places = places
+        """Places, with their types, that were seen."""
+        self.once = once
+        """Of these, seen in one value only."""
+        self.unseen = unseen
+        """Chance that the next payload shows something new, by Good and Turing: what was seen once, by payloads."""
 
     @property
     def is_stable(self) -> bool:
@@ -291,7 +293,7 @@ class Profile:
                 once += count == 1
         payloads = self.payloads
         unseen = 1.0 if not payloads else min(1.0, once / payloads)
-        return Stability(payloads=payloads, places=places, once=once, unseen=round(unseen, 6))
+        return Stability(payloads, places, once, round(unseen, 6))
 
     def outline(self) -> Any:
         """All of the profile as plain values, equal for equal profiles."""
@@ -403,7 +405,7 @@ def _object(node: Node, schema: dict[str, Any], *, closed: bool) -> None:
         schema["additionalProperties"] = False
 
 
-def _power_of_ten(number: float) -> int:
+def _power_of_ten(number: Any) -> int:
     power = 1
     while power < number:
         power *= 10
