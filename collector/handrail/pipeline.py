@@ -397,8 +397,7 @@ class Inspector:
     def _in_spans(self, read: list[Event | Fault]) -> Iterator[Decision]:
         """Handoffs that spans told and the wire did not."""
         for each in read:
-            sightings = self.pipeline.sightings
-            if isinstance(each, Fault) or sightings is None or sightings.in_spans(each):
+            if isinstance(each, Fault) or self.spans is None or self.spans.sightings.in_spans(each):
                 yield self._observed(each)
 
     def _observed(self, read: Event | Fault) -> Decision:
@@ -425,10 +424,10 @@ def build(config: Config, registry: Registry, watches: Sequence[Watch], file: st
     # inside the body could be found in A2A's own message.
     mcp = Mcp(config.mcp, registry)
     known: list[Dialect] = [mcp, envelope, A2a()] if config.envelope.path is None else [mcp, A2a(), envelope]
-    conversations = Conversations(config.handoffs, registry)
-    models = [ModelDialect(api, conversations) for api in (OpenAi(), Anthropic(), Gemini())]
-    reader = Reader([*own, CloudEvents(), *known, *models], Http())
     spans = Spans(config.otlp or OtlpConfig(), Conventions(config.handoffs), mcp.agent)
+    conversations = Conversations(config.handoffs, registry, spans)
+    models = [ModelDialect(api, conversations, spans) for api in (OpenAi(), Anthropic(), Gemini())]
+    reader = Reader([*own, CloudEvents(), *known, *models], Http())
     inspector = Inspector(reader, Pipeline(watches, registry), spans)
     if config.otlp is not None:
         inspector.pipeline.sightings = spans.sightings

@@ -331,3 +331,58 @@ def test_no_exchange_breaks_the_reader(path: str, body: Any, shape: Any, replies
     reply: Any = b"".join(b"data: " + json.dumps(each).encode() + b"\n\n" for each in replies)
     exchange = at(0, whole, reply if stream else (replies or [None])[0], path=path)
     assert exchange.id in {event.id for event in events([exchange])}
+
+
+def trace(*data: dict[str, Any]) -> dict[str, Any]:
+    """An export of the Agents SDK: a trace and spans of 1 s from the instants that they name as `at`."""
+    head = {"object": "trace", "id": "trace_" + "ab" * 16, "workflow_name": "w", "group_id": "thread-7"}
+    spans = []
+    for number, each in enumerate(data):
+        begun = each.pop("at")
+        times = {"started_at": f"1970-01-01T00:00:{begun:04.1f}Z", "ended_at": f"1970-01-01T00:00:{begun + 1:04.1f}Z"}
+        place = {"id": f"span_{number}", "trace_id": head["id"], "parent_id": None}
+        spans.append({"object": "trace.span", **place, **times, "span_data": each, "error": None})
+    return {"data": [head, *spans]}
+
+
+def exported() -> Any:
+    """Triage, who hands over to billing two seconds later."""
+    data = trace(
+        {"at": 0, "type": "agent", "name": "triage"},
+        {"at": 2.0, "type": "handoff", "from_agent": "triage", "to_agent": "Billing"},
+        {"at": 2.1, "type": "agent", "name": "Billing"},
+    )
+    return at(30, data, {}, path="/v1/traces/ingest", headers={b"openai-beta": b"traces=v1"})
+
+
+def test_the_sdks_own_traces_tell_handoffs_that_the_wire_does_not() -> None:
+    """As where the model is spoken to over a web socket: source, target, outcome and the name of the conversation."""
+    found = events([exported()])
+    assert [(event.kind, event.operation) for event in found] == [("usage", "traces.ingest"), ("handoff", "handoff")]
+    handoff = found[1]
+    assert (handoff.source, handoff.target, handoff.outcome) == ("triage", "Billing", "accepted")
+    assert (handoff.protocol, handoff.workflow, handoff.trace_id) == ("otlp", "thread-7", "ab" * 16)
+
+
+@pytest.mark.parametrize("system", ["You are the triage agent.", "Route."])
+def test_what_the_wire_has_told_the_sdks_traces_do_not_tell_again(system: str) -> None:
+    """Whether the wire knew who speaks or not; and a second such handoff without one on the wire is told."""
+    ask = chat(system, user("refund"), tools=[TO])
+    first = at(2, ask, choice(called("k1", "transfer_to_billing")))
+    second = at(3, chat("You bill.", user("refund"), called("k1", "transfer_to_billing")), choice(answered("done")))
+    assert [event.protocol for event in handoffs([first, second, exported()])] == ["openai"]
+
+    later = at(
+        60,
+        trace({"at": 50.0, "type": "handoff", "from_agent": "triage", "to_agent": "Billing"}),
+        {},
+        path="/v1/traces/ingest",
+    )
+    assert [event.protocol for event in handoffs([first, second, later])] == ["openai", "otlp"]
+
+
+def test_a_trace_that_is_none_is_one_event() -> None:
+    """Whatever its body says."""
+    for body in ({}, {"data": 4}, {"data": [4, {}]}, []):
+        [event] = events([at(0, body, {}, path="/v1/traces/ingest")])
+        assert (event.kind, event.operation, event.outcome) == ("usage", "traces.ingest", "completed")

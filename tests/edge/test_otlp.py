@@ -251,7 +251,7 @@ class Next:
 
     async def start(self) -> str:
         app = web.Application()
-        app.router.add_post("/v1/{signal}", self._answer)
+        app.router.add_post("/v1/{signal:.+}", self._answer)
         self.runner = web.AppRunner(app, auto_decompress=False)
         await self.runner.setup()
         await web.TCPSite(self.runner, "127.0.0.1", 0).start()
@@ -297,6 +297,28 @@ def test_requests_go_on_as_they_came() -> None:
     assert said["Authorization"] == "Bearer its"
     assert (other, metrics) == ("/v1/metrics", b"\x0a\x00")
     assert (by_grpc, also["x-team"], also["Content-Type"]) == (protobuf(), "agents", PROTOBUF)
+
+
+def test_the_sdks_own_traces_come_in_and_go_on() -> None:
+    """To the same path: the OpenAI Agents SDK's exporter, whose endpoint was set to the receiver."""
+    times = {"started_at": "2026-01-01T00:00:01Z", "ended_at": "2026-01-01T00:00:02Z"}
+    said = {"type": "handoff", "from_agent": "Triage Agent", "to_agent": "Billing Agent"}
+    span = {"object": "trace.span", "id": "span_1", "trace_id": "trace_" + "ab" * 16, **times, "span_data": said}
+    body = json.dumps({"data": [span]}).encode()
+    with passing_on([]) as (one, further):
+        headers = {"Content_Type": JSON, "OpenAI_Beta": "traces=v1", "Authorization": "Bearer its"}
+        assert one.post("/v1/traces/ingest", body, **headers)[::2] == (200, b"{}")
+        assert one.post("/v1/traces/ingest", body, Content_Type=PROTOBUF)[0] == 400
+        one.until(lambda: len(further.got) == 1)
+        (event,) = one.end()
+    ((path, got, sent),) = further.got
+    assert (path, got, sent["OpenAI-Beta"], sent["Authorization"]) == (
+        "/v1/traces/ingest",
+        body,
+        "traces=v1",
+        "Bearer its",
+    )
+    assert (event.source, event.target, event.outcome) == ("Triage Agent", "Billing Agent", "accepted")
 
 
 def test_our_token_stays_here(tmp_path: Any) -> None:

@@ -45,6 +45,7 @@ from handrail.dialects.conventions import (
     speaker,
     stem,
 )
+from handrail.dialects.spans import Spans
 from handrail.dialects.turns import Call, Format, Item, Reading, Result, Said, Tool, Turn, read_reply
 from handrail.event import Confidence, Event, Fault, Outcome, digest_of
 from handrail.schema.registry import Registry, SchemaError, is_untyped
@@ -69,10 +70,11 @@ TELLING = 24
 class ModelDialect:
     """One provider's API in front of the conversations, which all providers share."""
 
-    def __init__(self, format: Format, conversations: "Conversations") -> None:
+    def __init__(self, format: Format, conversations: "Conversations", spans: Spans | None = None) -> None:
         self.name = format.name
         self._format = format
         self._conversations = conversations
+        self._spans = spans
         self._heard: OrderedDict[str, tuple[Turn, _Heard]] = OrderedDict()
 
     def ask(self, exchange: Exchange) -> tuple[Event, ...]:
@@ -120,6 +122,8 @@ class ModelDialect:
         (usage,) = asked
         turn, heard = self._heard.pop(exchange.id, (None, None))
         if turn is None or heard is None:
+            if usage.operation == "traces.ingest" and self._spans is not None:
+                self._spans.ingest(exchange.request.json(exchange.route.limits).value, exchange.ended)
             return (*self._conversations.known(), complete(usage, exchange))
         said = read_reply(self._format, exchange, turn)
         told = {"model": said.model or turn.model}
@@ -227,7 +231,9 @@ class Conversations:
     Time comes in with the exchanges and with `advance`; the same exchanges in the same order give the same events.
     """
 
-    def __init__(self, config: HandoffsConfig, registry: Registry) -> None:
+    def __init__(self, config: HandoffsConfig, registry: Registry, spans: Spans | None = None) -> None:
+        """`spans` gets to know of every handoff, so that no span tells it again."""
+        self._spans = spans
         limit = config.conversations
         self._conventions = Conventions(config)
         self._registry = registry
@@ -559,16 +565,16 @@ class Conversations:
         target = handoff.target
         if event.source is None or target is None:
             sure = min(sure, _INFERRED)
-        self._known.append(
-            msgspec.structs.replace(
-                event,
-                outcome=outcome,
-                target=target,
-                confidence=_WORDS[sure],
-                duration_ms=None if at is None else max(0.0, at - event.at) * 1000,
-                workflow=event.workflow,
-            )
+        event = msgspec.structs.replace(
+            event,
+            outcome=outcome,
+            target=target,
+            confidence=_WORDS[sure],
+            duration_ms=None if at is None else max(0.0, at - event.at) * 1000,
         )
+        if self._spans is not None:
+            self._spans.sightings.on_wire(event)
+        self._known.append(event)
 
     def _close(self, handoff: _Handoff) -> None:
         self._open.pop(handoff.key, None)
@@ -626,6 +632,8 @@ class Conversations:
             self._open[handoff.key] = handoff
             if handoff.is_known:
                 events.append(handoff.event)
+                if self._spans is not None:
+                    self._spans.sightings.on_wire(handoff.event)
                 waiting = self._waiting.get(thread.first)
                 if waiting is None:
                     self._waiting.put(thread.first, [thread])

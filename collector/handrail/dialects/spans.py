@@ -32,6 +32,7 @@ from handrail.config import OtlpConfig
 from handrail.dialects import text
 from handrail.dialects.conventions import PEOPLE, Conventions, slug, stem
 from handrail.event import Event, Fault, Outcome, event_from
+from handrail.wire.ingest import ingest_of
 from handrail.wire.otlp import Log, Span
 
 # Which attribute says what. The first that is there counts.
@@ -217,6 +218,10 @@ class Spans:
             if workflow is not None:  # the same whatever the order
                 trace.workflow = workflow if trace.workflow is None else min(trace.workflow, workflow)
             self._put(trace, node)
+
+    def ingest(self, value: object, now: float) -> None:
+        """An export of the OpenAI Agents SDK's own traces has passed, see `wire.ingest`."""
+        self.add(self.read(ingest_of(value).spans), now)
 
     def add_logs(self, logs: Iterable[Log], now: float) -> list[Event]:
         """Log records arrived: what models said goes to its trace; the events among them are given back."""
@@ -991,8 +996,8 @@ class _Seens:
                 if seen.trace != other.trace or gap > SAME_TRACE_SECONDS:
                     continue
                 rank = (0, gap)
-            elif gap <= within and None not in (seen.source, other.source, seen.target, other.target):
-                rank = (1, gap)
+            elif gap <= within and seen.target is not None and other.target is not None:
+                rank = (1 if seen.source is not None and other.source is not None else 2, gap)
             else:
                 continue
             if best is None or rank < best:

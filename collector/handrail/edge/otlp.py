@@ -37,12 +37,15 @@ from handrail.event import Fault
 from handrail.pipeline import Inspector
 from handrail.wire import BodyLimits
 from handrail.wire.body import decode
+from handrail.wire.ingest import ingest_of
 from handrail.wire.otlp import LONG_NS, Log, Read, Span, logs_of, spans_of
 
 log = logging.getLogger("handrail.otlp")
 
-Signal = Literal["traces", "logs", "metrics"]
+Signal = Literal["traces", "logs", "metrics", "traces/ingest"]
 SIGNALS: tuple[Signal, ...] = ("traces", "logs", "metrics")
+INGEST: Signal = "traces/ingest"
+"""Not OTLP: the OpenAI Agents SDK's own traces, for those who set its exporter's endpoint to this receiver."""
 
 SERVICES: Mapping[Signal, str] = {
     "traces": "trace.v1.TraceService",
@@ -146,7 +149,7 @@ class Otlp:
 
     async def _start_http(self, host: str, port: int) -> None:
         app = web.Application(client_max_size=self._config.request_bytes)
-        for signal in SIGNALS:
+        for signal in (*SIGNALS, INGEST):
             app.router.add_post(f"/v1/{signal}", self._handler(signal))
         # What is compressed stays so until its size was looked at.
         self._runner = web.AppRunner(app, access_log=None, handle_signals=False, auto_decompress=False)
@@ -246,7 +249,9 @@ class Otlp:
                 value = orjson.loads(body or b"{}")
                 if type(value) is not dict:
                     raise ValueError("it is no object")
-                read = spans_of(value) if signal == "traces" else logs_of(value)
+                read = (ingest_of if signal == INGEST else spans_of if signal == "traces" else logs_of)(value)
+            elif signal == INGEST:
+                raise ValueError("it is no JSON")
             else:
                 read = from_protobuf(signal, body)
         except (ValueError, RecursionError) as error:
@@ -474,7 +479,7 @@ def _tokens(file: str | None, key: str, variable: str) -> list[bytes]:
 
 def _answer(signal: Signal, batch: Batch, *, is_json: bool) -> bytes:
     """Export…ServiceResponse, with a partial success where records were rejected."""
-    noun = {"traces": "Spans", "logs": "LogRecords", "metrics": "DataPoints"}[signal]
+    noun = {"logs": "LogRecords", "metrics": "DataPoints"}.get(signal, "Spans")
     if is_json:
         if not batch.rejected:
             return b"{}"
