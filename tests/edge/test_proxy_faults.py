@@ -471,6 +471,26 @@ def test_what_was_sent_behind_the_last_reply_is_not_answered() -> None:
     play(go, ends)
 
 
+def test_what_was_sent_with_the_last_request_is_no_exchange() -> None:
+    """RFC 9112 9.6: behind a reply that says `close` nothing is processed, also where it was here before the reply."""
+    last = OK.replace(b"Content-Type", b"Connection: close\r\nContent-Type")
+
+    async def go(stage: Stage) -> None:
+        client = await stage.client()
+        await client.send(POST + GET + POST)
+        assert await client.rest() == last
+        await stage.settled(1)
+        assert stage.upstream.seen == POST.replace(b"Host: a", b"Host: 127.0.0.1:%d" % stage.upstream.port)
+
+    async def ends(wire: Wire) -> None:
+        await wire.message()
+        await wire.send(last)
+        await asyncio.sleep(0.1)  # time enough for more to arrive
+        wire.close()
+
+    play(go, ends)
+
+
 @pytest.mark.parametrize("end", ["fin", "rst"])
 @pytest.mark.parametrize("sent", [SIZED_REPLY, CHUNKED_REPLY, OPEN_REPLY, SIZED_REPLY[:30]])
 def test_a_reply_that_is_cut_is_cut_for_the_client(sent: bytes, end: str) -> None:
@@ -755,9 +775,16 @@ def with_broken_steps(inspector: Inspector) -> Inspector:
     return inspector
 
 
+class BrokenDetector:
+    observe = advance = staticmethod(broken)
+
+    def due(self, event: object) -> None:
+        return None
+
+
 def with_broken_detector(inspector: Inspector) -> Inspector:
     for watch in inspector.pipeline.watches:
-        watch.detector.observe = watch.detector.advance = broken  # type: ignore[method-assign]
+        watch.detector = BrokenDetector()  # type: ignore[assignment]
     return inspector
 
 

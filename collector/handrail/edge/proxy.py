@@ -686,6 +686,8 @@ class _Client(asyncio.Protocol):
             self._finish()
             return
         if self.decoder.rest:
+            if self._upstream is not None and self._upstream.said_close():
+                self.decoder.rest = b""  # its connection ends here, and so will ours: this was never to be answered
             proxy.soon(self._next)
         elif self._paused & _PIPELINED:
             self._resume(_PIPELINED)
