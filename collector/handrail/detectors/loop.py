@@ -2,11 +2,10 @@
 
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
-from typing import ClassVar
+from typing import Any, ClassVar, Final
 from zlib import crc32
 
 import msgspec
-import xxhash
 
 from handrail.detectors import NOTHING, Rule, Sight, finding
 from handrail.detectors.params import EdgeRounds, LoopParams
@@ -14,26 +13,64 @@ from handrail.detectors.similarity import Said, phrases_of, places, revision, si
 from handrail.event import Event, Finding
 from handrail.schema.registry import Matcher, Registry, matcher
 
-_PATH = 64
+_PATH: Final = 64
 """Agents remembered on the way of one workflow, and messages of one round; a longer way forgets its beginning."""
-_SEEN = 512
+_SEEN: Final = 512
 """Contents, ids and tasks remembered for each workflow."""
-_NEVER_CAME = frozenset({"failed", "rejected", "timeout", "dropped", "ignored", "interrupted"})
+_NEVER_CAME: Final = frozenset({"failed", "rejected", "timeout", "dropped", "ignored", "interrupted"})
 
 
-class _Setting(msgspec.Struct, frozen=True):
-    rounds: int
-    first_rounds: int
-    judge: str
-    new_phrases: int
-    new_share: float
-    whole_below: int
-    new_places: bool
-    unseen_rounds: int
-    replies: bool
+_SETTING: Final = (
+    "first_rounds",
+    "judge",
+    "new_phrases",
+    "new_places",
+    "new_share",
+    "replies",
+    "rounds",
+    "unseen_rounds",
+    "whole_below",
+)
 
 
-SETTINGS = {
+class _Setting:
+    """What `setting` stands for, and what a rule says in its place."""
+
+    __slots__ = _SETTING
+
+    def __init__(
+        self,
+        *,
+        rounds: int,
+        first_rounds: int,
+        judge: str,
+        new_phrases: int,
+        new_share: float,
+        whole_below: int,
+        new_places: bool,
+        unseen_rounds: int,
+        replies: bool,
+    ) -> None:
+        self.rounds = rounds
+        self.first_rounds = first_rounds
+        self.judge = judge
+        self.new_phrases = new_phrases
+        self.new_share = new_share
+        self.whole_below = whole_below
+        self.new_places = new_places
+        self.unseen_rounds = unseen_rounds
+        self.replies = replies
+
+    def changed_by(self, params: LoopParams) -> "_Setting":
+        """With what a rule says in place of it."""
+        changed: dict[str, Any] = {}
+        for name in _SETTING:
+            given = getattr(params, name)
+            changed[name] = getattr(self, name) if given is None else given
+        return _Setting(**changed)
+
+
+SETTINGS: Final = {
     "precise": _Setting(
         rounds=2,
         first_rounds=0,
@@ -61,49 +98,70 @@ SETTINGS = {
 the fourth round on, an answer that says little new or names no new place."""
 
 
-class _Hop(msgspec.Struct, frozen=True, gc=False):
+class _Hop:
     """One message of a round."""
 
-    id: str
-    source: str
-    phrases: int | None
-    """New ones; None where texts are not compared or could not be seen."""
-    of: int
-    """Different phrases at all."""
-    places: int
+    __slots__ = ("id", "of", "phrases", "places", "source")
+
+    def __init__(self, id: str, source: str, phrases: int | None, of: int, places: int) -> None:
+        self.id = id
+        self.source = source
+        self.phrases = phrases
+        """New ones; None where texts are not compared or could not be seen."""
+        self.of = of
+        """Different phrases at all."""
+        self.places = places
 
 
-class _Cycle(msgspec.Struct):
+class _Cycle:
     """Agents that the work went round, in their order."""
 
-    rounds: int = 0
-    stale: int = 0
-    """The last of them that were no progress."""
-    since: int = 0
-    """The workflow's progress when they were counted."""
-    ids: list[str] = []
-    """The messages that closed them, the last few."""
+    __slots__ = ("ids", "rounds", "since", "stale")
+
+    def __init__(self) -> None:
+        self.rounds = 0
+        self.stale = 0
+        """The last of them that were no progress."""
+        self.since = 0
+        """The workflow's progress when they were counted."""
+        self.ids: list[str] = []
+        """The messages that closed them, the last few."""
 
 
-class _Workflow(msgspec.Struct):
-    path: list[str] = []
-    """Who holds the work, last; before it, who waits to have it back."""
-    pairs: set[tuple[str, str]] = set()
-    """Hand-overs that were seen."""
-    speakers: set[str] = set()
-    """Who made them."""
-    hops: list[_Hop] = []
-    """Messages since a round was last closed."""
-    seen: dict[int, None] = {}
-    versions: dict[str, int] = {}
-    rounds: int = 0
-    cycles: dict[tuple[str, ...], _Cycle] = {}
-    progress: int = 0
-    """Rounds that were progress."""
-    moved: bool = False
-    """A message since the last round was progress by itself: a state version rose, a content was new."""
-    visible: bool = False
-    """The content of a message since the last round could be seen."""
+class _Workflow:
+    __slots__ = (
+        "cycles",
+        "hops",
+        "moved",
+        "pairs",
+        "path",
+        "progress",
+        "rounds",
+        "seen",
+        "speakers",
+        "versions",
+        "visible",
+    )
+
+    def __init__(self) -> None:
+        self.path: list[str] = []
+        """Who holds the work, last; before it, who waits to have it back."""
+        self.pairs: set[tuple[str, str]] = set()
+        """Hand-overs that were seen."""
+        self.speakers: set[str] = set()
+        """Who made them."""
+        self.hops: list[_Hop] = []
+        """Messages since a round was last closed."""
+        self.seen: dict[int, None] = {}
+        self.versions: dict[str, int] = {}
+        self.rounds = 0
+        self.cycles: dict[tuple[str, ...], _Cycle] = {}
+        self.progress = 0
+        """Rounds that were progress."""
+        self.moved = False
+        """A message since the last round was progress by itself: a state version rose, a content was new."""
+        self.visible = False
+        """The content of a message since the last round could be seen."""
 
 
 class HandoffLoop:
@@ -121,32 +179,31 @@ class HandoffLoop:
 
     kind: ClassVar[str] = "handoff.loop"
     sees: ClassVar[frozenset[Sight]] = frozenset({"first", "final"})
+    kinds: ClassVar[frozenset[str]] = frozenset({"handoff", "write"})
     Params: ClassVar[type[msgspec.Struct]] = LoopParams
 
     def __init__(self, rule: Rule, params: LoopParams, registry: Registry) -> None:
-        setting = SETTINGS[params.setting]
-        given = {name: getattr(params, name) for name in setting.__struct_fields__}
-        self._setting = msgspec.structs.replace(
-            setting, **{name: value for name, value in given.items() if value is not None}
-        )
+        self._setting = SETTINGS[params.setting].changed_by(params)
         self._by_text = bool(self._setting.new_phrases) or self._setting.new_places
         self._hear_from = 1 if self._setting.judge == "messages" else 0
         """Rounds before which texts are not looked at: most workflows never go round, and pay nothing."""
         self._edges: tuple[tuple[Matcher, Matcher, EdgeRounds], ...] = tuple(
-            (matcher(edge.source), matcher(edge.target), edge) for edge in params.edges
+            [(matcher(edge.source), matcher(edge.target), edge) for edge in params.edges]
         )
-        self._rule, self._keys = rule, params.keys
+        self._rule = rule
+        self._keys: int = params.keys
+        self._replies = self._setting.replies
         self._workflows: OrderedDict[str, _Workflow] = OrderedDict()
         self._said: OrderedDict[str, Said] = OrderedDict()
-        self._texts = params.texts
+        self._texts: int = params.texts
 
     def observe(self, event: Event) -> Iterable[Finding]:
         key = event.workflow
-        if key is None or event.kind not in ("handoff", "write"):
+        if key is None:
             return NOTHING
         workflow = self._workflows.get(key)
-        if event.kind == "write":
-            if workflow is not None and event.outcome not in _NEVER_CAME:
+        if event.kind != "handoff":
+            if event.kind == "write" and workflow is not None and event.outcome not in _NEVER_CAME:
                 self._progress(workflow, event)
             return NOTHING
         source, target = event.source, event.target
@@ -162,7 +219,7 @@ class HandoffLoop:
                 return NOTHING
             self._step(workflow, event, source, target, event.payload, event.digest, found)
         if (
-            self._setting.replies
+            self._replies
             and event.reply is not None
             and event.outcome == "completed"
             and (target, source) not in workflow.pairs
@@ -185,7 +242,7 @@ class HandoffLoop:
     ) -> None:
         """One message from source to target: it may close a round. `spoken`: it is an event of its own."""
         path = workflow.path
-        if spoken and event.chain is not None and path[-1:] != [source]:
+        if spoken and event.chain is not None and not (path and path[-1] == source):
             _follow(path, event.chain)
         back = target in path
         closes: tuple[str, ...] = ()
@@ -195,7 +252,7 @@ class HandoffLoop:
                 if path[-1] == target and source != target and (target, source) in workflow.pairs:
                     closes, unanswered = (source, target), True
                 del path[path.index(source) + 1 :]
-            elif back and any(pair[1] == source for pair in workflow.pairs):
+            elif back and _was_asked(workflow.pairs, source):
                 closes = (target, source)
             else:
                 path.append(source)
@@ -210,7 +267,8 @@ class HandoffLoop:
         else:
             path.append(target)
             closes = ()
-        del path[:-_PATH]
+        if len(path) > _PATH:
+            del path[:-_PATH]
         if spoken and len(workflow.pairs) < _SEEN:
             workflow.pairs.add((source, target))
             workflow.speakers.add(source)
@@ -248,8 +306,10 @@ class HandoffLoop:
             workflow.moved = True
         if event.state_version is not None:
             self._progress(workflow, event)
-        workflow.hops.append(_Hop(event.id, source, new, of, new_places))
-        del workflow.hops[:-_PATH]
+        hops = workflow.hops
+        hops.append(_Hop(event.id, source, new, of, new_places))
+        if len(hops) > _PATH:
+            del hops[0]
 
     def _said_in(self, key: str | None) -> Said:
         said = self._said.pop(key or "", None) or Said()
@@ -403,10 +463,15 @@ def _follow(path: list[str], chain: str) -> None:
             path.append(name)
 
 
+def _was_asked(pairs: set[tuple[str, str]], agent: str) -> bool:
+    """Whether anybody was seen to hand over to this agent."""
+    return any(target == agent for _, target in pairs)
+
+
 def _new(workflow: _Workflow, what: str, text: str) -> bool:
     """Whether this was not there before; it is now."""
     seen = workflow.seen
-    code = xxhash.xxh3_64_intdigest(f"{what} {text}".encode("utf-8", "surrogatepass"))
+    code = hash((what, text))
     if code in seen:
         return False
     seen[code] = None
