@@ -403,7 +403,7 @@ class _Outline:
         if schema.get("nullable") is True:
             return f'{part.path}/nullable: would be ignored: it is OpenAPI\'s; write "type": ["…", "null"]'
         if age <= _ORDER.index("draft-07") and isinstance(schema.get("$ref"), str):
-            beside = sorted(_CONSTRAINTS & schema.keys())
+            beside = sorted(keyword for keyword in schema if keyword in _CONSTRAINTS)
             if beside:
                 return (
                     f"{part.path}/{beside[0]}: would be ignored: {draft} passes over everything beside `$ref`; "
