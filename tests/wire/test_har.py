@@ -70,6 +70,31 @@ def test_instants_are_derived_from_timings(timings: Any, sent: float, first: flo
     assert exchange.reply.end == exchange.ended == pytest.approx(start + 0.1)
 
 
+@pytest.mark.parametrize("response", [{"status": 0, "_error": "net::ERR"}, {"status": -1}, None])
+def test_an_exchange_that_failed_has_no_reply(response: object) -> None:
+    """Chrome and mitmproxy write status 0, Playwright -1, and some nothing at all."""
+    (exchange,) = loaded(entry(response=response))
+    assert (exchange.reply, exchange.end) == (None, "upstream_reset")
+
+
+def test_what_recorders_write_in_ways_of_their_own_is_read() -> None:
+    """Base64 in lines, headers without a value, names that no header has, a WebSocket's URL."""
+    (exchange,) = loaded(
+        entry(
+            request={
+                "method": "GET",
+                "url": "wss://a.test/ws",
+                "headers": [{"name": "X", "value": None}, {"name": "Ä€", "value": "v"}],
+            },
+            response={"status": 101, "content": {"text": "eyJvayI6\r\ndHJ1ZX0=\n", "encoding": "base64"}},
+        )
+    )
+    assert (exchange.request.target, exchange.route.upstream) == ("/ws", "a.test")
+    assert exchange.request.headers[b"x"] == b""
+    assert exchange.reply is not None
+    assert (exchange.reply.status, exchange.reply.body) == (101, b'{"ok":true}')
+
+
 def test_bodies_in_base64_and_forms() -> None:
     """Content that is no text is base64; form parameters are put together again."""
     raw = base64.b64encode(b"\xff\x00").decode()
@@ -92,12 +117,6 @@ def test_a_body_that_was_not_recorded_is_incomplete() -> None:
     assert (exchange.request.cut, exchange.request.size) == ("incomplete", 9)
     assert exchange.reply is not None
     assert (exchange.reply.cut, exchange.reply.size) == ("incomplete", 7)
-
-
-def test_an_exchange_without_a_reply() -> None:
-    """Browsers write status 0 for what failed."""
-    (exchange,) = loaded(entry(response={"status": 0, "_error": "net::ERR"}))
-    assert (exchange.reply, exchange.end) == (None, "upstream_reset")
 
 
 def test_entries_that_are_not_http_are_left_out() -> None:
@@ -125,11 +144,16 @@ def test_a_byte_order_mark_is_no_part_of_the_file() -> None:
         ({"startedDateTime": None}, "entry 1: "),
         ({"time": "long"}, "entry 1: "),
         ({"request": {"url": "http://a/"}}, "entry 1: method is missing"),
+        ({"request": {"method": "GET", "url": "/a"}}, "entry 1: request.url '/a' is not absolute"),
+        ({"startedDateTime": 1772359200123}, "entry 1: a value is of the wrong type: startedDateTime 1772359200123"),
         ({"request": {"method": "GET"}}, "entry 1: url is missing"),
         ({"request": {"method": "GET", "url": "http://[x/"}}, "entry 1: "),
         ({"request": 7}, "entry 1: a value is of the wrong type"),
         ({"response": {"status": "ok"}}, "entry 1: "),
-        ({"response": {"status": 200, "content": {"text": "!", "encoding": "base64"}}}, "entry 1: "),
+        (
+            {"response": {"status": 200, "content": {"text": "!", "encoding": "base64"}}},
+            "entry 1: a body is not base64",
+        ),
         ({"response": {"status": 200, "content": {"text": "x", "encoding": "rot13"}}}, "entry 1: content.encoding"),
         ({"response": {"status": 200, "headers": [{"name": "a"}]}}, "entry 1: value is missing"),
         ({"response": {"status": 200, "headers": 5}}, "entry 1: a value is of the wrong type"),

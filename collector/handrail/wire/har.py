@@ -23,7 +23,7 @@ def load(text: str, file: str) -> Iterator[Exchange]:
     """HAR text to its exchanges, in the file's order; ids are `<stem of file>:<index>`.
 
     The route knows the authority of the URL as its upstream, and no names. Entries that are not HTTP (`data:`, `blob:`)
-    are left out. Raises ValueError with the index of the entry that is wrong.
+    are left out; a WebSocket is the request that opened it. Raises ValueError with the index of the wrong entry.
     """
     stem = PurePath(file).stem
     for index, entry in enumerate(_entries(text)):
@@ -61,9 +61,11 @@ def _entries(text: str) -> list[Any]:
 def _exchange(entry: Mapping[str, Any], id: str) -> Exchange | None:
     asked, answered = entry["request"], entry["response"]
     url = urlsplit(asked["url"])
-    if url.scheme not in ("http", "https"):
+    if not url.scheme:
+        raise ValueError(f"request.url {asked['url']!r} is not absolute")
+    if url.scheme not in ("http", "https", "ws", "wss"):
         return None
-    at = seconds(entry["startedDateTime"])
+    at = _instant(entry["startedDateTime"])
     ended = at + max(0.0, float(entry.get("time") or 0.0)) / 1000
     sent, first = _instants(entry.get("timings") or {}, at, ended)
     body, cut = _posted(asked)
@@ -78,8 +80,8 @@ def _exchange(entry: Mapping[str, Any], id: str) -> Exchange | None:
         cut=cut,
     )
     route = Route(upstream=url.netloc.rpartition("@")[2].lower())
-    status = int(answered["status"])
-    if status == 0:  # what browsers record for an exchange that failed or was given up
+    status = 0 if answered is None else int(answered["status"])
+    if status <= 0:  # 0 or -1 is what browsers record for an exchange that failed or was given up
         return Exchange(id=id, route=route, request=request, end="upstream_reset", ended=ended)
     content = answered.get("content") or {}
     body, cut = _received(content)
@@ -93,6 +95,12 @@ def _exchange(entry: Mapping[str, Any], id: str) -> Exchange | None:
         cut=cut,
     )
     return Exchange(id=id, route=route, request=request, reply=reply, ended=ended)
+
+
+def _instant(text: Any) -> float:
+    if not isinstance(text, str):
+        raise TypeError(f"startedDateTime {text!r} is not text")
+    return seconds(text)
 
 
 def _instants(timings: Mapping[str, Any], at: float, ended: float) -> tuple[float, float]:
@@ -110,10 +118,10 @@ def _instants(timings: Mapping[str, Any], at: float, ended: float) -> tuple[floa
 def _headers(pairs: Any, kind: str | None) -> dict[bytes, bytes]:
     headers: dict[bytes, bytes] = {}
     for pair in pairs:
-        name = pair["name"].lower().encode("latin-1")
+        name = pair["name"].lower().encode("utf-8", "replace")
         if name.startswith(b":") or name in (b"content-encoding", b"transfer-encoding"):
             continue
-        value = pair["value"].encode("utf-8", "surrogateescape")
+        value = (pair["value"] or "").encode("utf-8", "surrogateescape")
         headers[name] = headers[name] + b", " + value if name in headers else value
     if kind and b"content-type" not in headers:
         headers[b"content-type"] = kind.encode("utf-8", "replace")
@@ -141,7 +149,10 @@ def _received(content: Mapping[str, Any]) -> tuple[bytes, str | None]:
 
 def _bytes(text: str, encoding: str | None) -> bytes:
     if encoding == "base64":
-        return base64.b64decode(text, validate=True)
+        try:
+            return base64.b64decode("".join(text.split()), validate=True)  # some write it in lines (RFC 2045 6.8)
+        except binascii.Error as error:
+            raise ValueError(f"a body is not base64: {error}") from None
     if encoding:
         raise ValueError(f"content.encoding {encoding!r} is neither absent nor base64")
     return text.encode("utf-8", "surrogatepass")
