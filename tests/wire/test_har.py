@@ -143,6 +143,8 @@ def test_a_byte_order_mark_is_no_part_of_the_file() -> None:
         ({"startedDateTime": "yesterday"}, "entry 1: Invalid isoformat"),
         ({"startedDateTime": None}, "entry 1: "),
         ({"time": "long"}, "entry 1: "),
+        ({"time": 1e30}, "entry 1: time 1e\\+30 ms is longer than a year"),
+        ({"time": float("inf")}, "entry 1: time inf ms is longer than a year"),
         ({"request": {"url": "http://a/"}}, "entry 1: method is missing"),
         ({"request": {"method": "GET", "url": "/a"}}, "entry 1: request.url '/a' is not absolute"),
         ({"startedDateTime": 1772359200123}, "entry 1: a value is of the wrong type: startedDateTime 1772359200123"),

@@ -18,6 +18,9 @@ from handrail.wire import Exchange, Reply, Request, Route
 
 __all__ = ["load"]
 
+LONGEST = 366 * 86_400
+"""Seconds; an exchange that took longer is a mistake of its recorder, and would move every instant after it."""
+
 
 def load(text: str, file: str) -> Iterator[Exchange]:
     """HAR text to its exchanges, in the file's order; ids are `<stem of file>:<index>`.
@@ -67,6 +70,8 @@ def _exchange(entry: Mapping[str, Any], id: str) -> Exchange | None:
         return None
     at = _instant(entry["startedDateTime"])
     ended = at + max(0.0, float(entry.get("time") or 0.0)) / 1000
+    if ended - at > LONGEST:
+        raise ValueError(f"time {entry['time']} ms is longer than a year")
     sent, first = _instants(entry.get("timings") or {}, at, ended)
     body, cut = _posted(asked)
     request = Request(
