@@ -420,10 +420,10 @@ def build(config: Config, registry: Registry, watches: Sequence[Watch], file: st
     """
     own = [Custom(entry, f"custom[{index}]", file) for index, entry in enumerate(config.custom)]
     envelope = Envelope(config.envelope, file)
-    # An envelope is told apart by one key of its body, which no A2A request has; one that is looked for somewhere
-    # inside the body could be found in A2A's own message.
+    # An envelope is told apart by keys of its body, which no message of MCP or A2A has, so that it is asked first; one
+    # that is looked for somewhere inside the body could be found in such a message.
     mcp = Mcp(config.mcp, registry)
-    known: list[Dialect] = [mcp, envelope, A2a()] if config.envelope.path is None else [mcp, A2a(), envelope]
+    known: list[Dialect] = [envelope, mcp, A2a()] if config.envelope.path is None else [mcp, A2a(), envelope]
     spans = Spans(config.otlp or OtlpConfig(), Conventions(config.handoffs), mcp.agent)
     conversations = Conversations(config.handoffs, registry, spans)
     models = [ModelDialect(api, conversations, spans) for api in (OpenAi(), Anthropic(), Gemini())]
