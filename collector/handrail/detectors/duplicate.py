@@ -2,10 +2,9 @@
 
 from collections import OrderedDict
 from collections.abc import Iterable
-from typing import ClassVar
+from typing import ClassVar, Final
 
 import msgspec
-import xxhash
 
 from handrail.detectors import NOTHING, Rule, Sight, finding, instant, key_form, lasting
 from handrail.detectors.copies import Copies, Copy
@@ -14,25 +13,23 @@ from handrail.detectors.sighting import ended, same_content, shown
 from handrail.event import Event, Finding
 from handrail.schema.registry import Registry
 
-_LANDED = frozenset({"completed", "accepted"})
-_IDS = 32
+_LANDED: Final = frozenset({"completed", "accepted"})
+_IDS: Final = 32
 """Event ids remembered for each key, so that an event delivered again is not taken for a second output."""
 
 _Landing = tuple[float, str, str | None, int | None, str | None, str | None]
 """at, id, digest, attempt, subject, version. A plain tuple, because there is one for every task that is remembered."""
 
 
-class _Task(msgspec.Struct):
+class _Task:
     """A task that was completed more than once."""
 
-    first: _Landing
-    last: float
-    ids: list[str]
+    __slots__ = ("first", "ids", "last")
 
-
-def _key(*parts: str | None) -> bytes:
-    """What is remembered of workflow, source, task and target: 16 bytes in place of five strings of the wire."""
-    return xxhash.xxh3_128_digest(repr(parts).encode())
+    def __init__(self, first: _Landing, last: float, ids: list[str]) -> None:
+        self.first = first
+        self.last = last
+        self.ids = ids
 
 
 class OutputDuplicate:
@@ -53,9 +50,12 @@ class OutputDuplicate:
     Params: ClassVar[type[msgspec.Struct]] = DuplicateParams
 
     def __init__(self, rule: Rule, params: DuplicateParams, registry: Registry) -> None:
-        self._rule, self._params, self._within, self._keys = rule, params, params.within_seconds, params.keys
+        self._rule, self._params = rule, params
+        self._within: float = params.within_seconds
+        self._keys: int = params.keys
         self._enforced = rule.action == "enforce"
-        self._tasks: OrderedDict[bytes, _Landing | _Task] = OrderedDict()
+        self._tasks: OrderedDict[int, _Landing | _Task] = OrderedDict()
+        """By one number in place of five strings of the wire: a hash of workflow, source, task, target and digest."""
         self._compares = params.similarity is not None
         self._copies = Copies(params.within_seconds, params.lateness_seconds, params.keys, params.similarity)
 
@@ -66,30 +66,32 @@ class OutputDuplicate:
         if event.kind != "handoff":
             return [self._copied(copy) for copy in self._copies.add(event)]
         if self._compares and outcome != "asked":
-            return [*self._handed(event), *(self._copied(copy) for copy in self._copies.add(event))]
+            return [*self._handed(event), *[self._copied(copy) for copy in self._copies.add(event)]]
         return self._handed(event)
 
     def _handed(self, event: Event) -> Iterable[Finding]:
         outcome, task = event.outcome, event.task
         if outcome == "asked":
             return self._asked(event) if self._enforced else NOTHING
-        if outcome == "completed" and task != event.workflow:
-            key = _key(event.workflow, event.source, task, event.target)
+        workflow, source = event.workflow, event.source
+        if outcome == "completed" and task != workflow:
+            key = hash((workflow, source, task, event.target, None))
         elif outcome in _LANDED and event.digest is not None:
-            key = _key(event.workflow, event.source, task, event.target, event.digest)
+            key = hash((workflow, source, task, event.target, event.digest))
         else:
             return NOTHING
         known = self._tasks.get(key)
         if known is not None:
             return self._again(event, self._task(key, known))
-        if event.workflow is None and event.source is None:
+        if workflow is None and source is None:
             return NOTHING
-        self._tasks[key] = _landing(event)
-        if len(self._tasks) > self._keys:
-            self._tasks.popitem(last=False)
+        tasks = self._tasks
+        tasks[key] = _landing(event)
+        if len(tasks) > self._keys:
+            tasks.popitem(last=False)
         return NOTHING
 
-    def _task(self, key: bytes, known: _Landing | _Task) -> _Task:
+    def _task(self, key: int, known: _Landing | _Task) -> _Task:
         if isinstance(known, _Task):
             return known
         task = self._tasks[key] = _Task(known, known[0], [known[1]])
@@ -98,9 +100,9 @@ class OutputDuplicate:
     def _asked(self, event: Event) -> Iterable[Finding]:
         """Enforced, so judged before it lands: what landed before is known, what is under way is not."""
         names = (event.workflow, event.source, event.task, event.target)
-        keys = [_key(*names, event.digest)] if event.digest is not None else []
+        keys = [hash((*names, event.digest))] if event.digest is not None else []
         if event.task != event.workflow:
-            keys.append(_key(*names))
+            keys.append(hash((*names, None)))
         for key in keys:
             landed = self._tasks.get(key)
             if landed is not None:
