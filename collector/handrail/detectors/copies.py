@@ -3,6 +3,7 @@
 The part of `output.duplicate` that compares facts of several connections, and so holds each until it cannot come late.
 """
 
+from array import array
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from typing import Any, Literal
@@ -10,19 +11,25 @@ from typing import Any, Literal
 import msgspec
 
 from handrail.detectors.sighting import ACKNOWLEDGED, Hold, ended, is_output, reader_of, same_content, says_complete
-from handrail.detectors.similarity import phrases_of, text_of
+from handrail.detectors.similarity import phrases_of, sampled, text_of
 from handrail.event import Event, digest_of
 
 _KINDS = frozenset({"write", "publish", "deliver"})
 _TASKS = 32
 """Tasks remembered for one content, and texts remembered for one workflow."""
 
+_SAMPLE = 128
+"""Phrases by which two texts are compared at first."""
+_MARGIN = 0.35
+"""How far likeness by samples may be from likeness by MinHashes: seven standard deviations of the first."""
+_CODES = 2_048
+"""Phrases of a text of which its MinHash may be made later; 4 bytes each."""
 _MIN_BYTES = 32
 """Content shorter than this (`ok`, `{}`) is the same in many tasks without being copied."""
 
 Reason = Literal["same_task", "same_content", "similar"]
 Sketch = Callable[[Any, str | None], Any]
-"""A payload and its digest to its MinHash, None for one without words."""
+"""A payload and its digest to what it is compared by, None for one without words."""
 
 
 class Copy(msgspec.Struct, frozen=True):
@@ -217,7 +224,9 @@ class Copies:
                 continue
             if first.digest is not None and first.digest == event.digest and event.kind == "handoff":
                 continue  # handed on unchanged: forwarding, and no second output
-            likeness = float(known.jaccard(sketch))
+            if not known.may_reach(sketch, self._similarity or 1.0):
+                continue
+            likeness = known.jaccard(sketch)
             if likeness >= (self._similarity or 1.0) and (best is None or likeness > (best.similarity or 0.0)):
                 best = Copy(first, event, "similar", round(likeness, 4))
         texts.append((event, sketch))
@@ -253,6 +262,55 @@ def _bus_place(event: Event, kind: str | None = None) -> _Name:
     return name if name[0] != "deliver" else (*name, event.target)
 
 
+class _Text:
+    """What a text is compared by: a sample of its phrases, and its MinHash once one is needed.
+
+    A MinHash costs more than all else that is done with a text, and most texts are like no other: of two it is made
+    only where their samples do not rule out that it could tell of as much likeness as is asked for.
+    """
+
+    __slots__ = ("_codes", "_empty", "_made", "_mask", "_sample", "_size")
+
+    def __init__(self, codes: frozenset[int], empty: Any) -> None:
+        self._size = len(codes)
+        self._mask, self._sample = sampled(codes, _SAMPLE)
+        self._empty: Any = empty
+        self._codes: Any = None
+        self._made: Any = None
+        if len(codes) <= _CODES:
+            self._codes = array("I", codes)
+        else:
+            self._made = self._make(codes)
+
+    def _make(self, codes: Any) -> Any:
+        made = self._empty.copy()
+        made.update_batch(codes)
+        return made
+
+    def _minhash(self) -> Any:
+        if self._made is None:
+            self._made = self._make(self._codes)
+            self._codes = None
+        return self._made
+
+    def jaccard(self, other: "_Text") -> float:
+        """How much of the phrases of both is in both, by their MinHashes."""
+        return float(self._minhash().jaccard(other._minhash()))
+
+    def may_reach(self, other: "_Text", least: float) -> bool:
+        """Whether `jaccard` may be so much."""
+        floor = least - _MARGIN
+        if min(self._size, other._size) < floor * max(self._size, other._size):
+            return False
+        one, two = self._sample, other._sample
+        if self._mask != other._mask:
+            mask = self._mask | other._mask
+            one = frozenset([code for code in one if not code & mask])
+            two = frozenset([code for code in two if not code & mask])
+        common = len(one & two)
+        return common >= floor * (len(one) + len(two) - common)
+
+
 def _sketcher() -> Sketch:
     """MinHash over shingles of words, by datasketch (the extra `similarity`). Raises ValueError where it is missing."""
     try:
@@ -263,13 +321,9 @@ def _sketcher() -> Sketch:
     # Its permutations are the same for every text, and making them takes longer than reading one.
     empty = MinHash(num_perm=128, seed=1, hashfunc=int)
 
-    def sketch(payload: Any, digest: str | None) -> Any:
+    def sketch(payload: Any, digest: str | None) -> _Text | None:
         codes = phrases_of(payload, digest)
-        if not codes:
-            return None
-        made = empty.copy()
-        made.update_batch(codes)
-        return made
+        return _Text(codes, empty) if codes else None
 
     return sketch
 

@@ -3,7 +3,7 @@
 from array import array
 from collections import OrderedDict
 from collections.abc import Iterable
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Final
 
 import msgspec
 
@@ -13,22 +13,27 @@ from handrail.detectors.similarity import phrases_of, sampled
 from handrail.event import Event, Finding
 from handrail.schema.registry import Matcher, Registry, matcher
 
-_SAMPLE = 128
+_SAMPLE: Final = 128
 """Fingerprints kept of a payload."""
-_ENOUGH = 24
+_ENOUGH: Final = 24
 """Fingerprints that two payloads must be compared by; fewer say little."""
 
 
-class _Hop(msgspec.Struct, frozen=True):
-    id: str
-    source: str
-    target: str
-    digest: str | None
-    mask: int
-    """Fingerprints are those phrases whose hash has none of these bits."""
-    prints: Any
-    """array("I"), which cannot be named as a type in Python 3.11."""
-    words: int
+class _Hop:
+    __slots__ = ("digest", "id", "mask", "prints", "source", "target", "words")
+
+    def __init__(
+        self, id: str, source: str, target: str, digest: str | None, mask: int, prints: Any, words: int
+    ) -> None:
+        self.id = id
+        self.source = source
+        self.target = target
+        self.digest = digest
+        self.mask = mask
+        """Fingerprints are those phrases whose hash has none of these bits."""
+        self.prints = prints
+        """array("I"), which cannot be named as a type in Python 3.11."""
+        self.words = words
 
 
 class ContextForwarded:
@@ -44,6 +49,7 @@ class ContextForwarded:
 
     kind: ClassVar[str] = "context.forwarded"
     sees: ClassVar[frozenset[Sight]] = frozenset({"first"})
+    kinds: ClassVar[frozenset[str]] = frozenset({"handoff"})
     Params: ClassVar[type[msgspec.Struct]] = ForwardedParams
 
     def __init__(self, rule: Rule, params: ForwardedParams, registry: Registry) -> None:
@@ -54,27 +60,31 @@ class ContextForwarded:
         self._workflows: OrderedDict[str, list[_Hop]] = OrderedDict()
         self._second = 0.0
         self._compared = 0
+        self._per_second: int = params.per_second
+        self._least: int = params.at_least_words
 
     def observe(self, event: Event) -> Iterable[Finding]:
         key, source, target, payload = event.workflow, event.source, event.target, event.payload
         if key is None or payload is None or source is None or target is None or event.kind != "handoff":
             return NOTHING
-        if event.payload_bytes is not None and event.payload_bytes < 2 * self._params.at_least_words:
+        size = event.payload_bytes
+        if size is not None and size < 2 * self._least:
             return NOTHING
-        hops = self._workflows.get(key)
-        if hops is not None and any(
-            hop.id == event.id
-            or (hop.digest == event.digest is not None and hop.source == source and hop.target == target)
-            for hop in hops
-        ):
-            return NOTHING
-        if event.at >= self._second + 1 or event.at < self._second:
-            self._second, self._compared = event.at, 0
+        hops, digest = self._workflows.get(key), event.digest
+        if hops is not None:
+            for hop in hops:
+                if hop.id == event.id:
+                    return NOTHING
+                if digest is not None and hop.digest == digest and hop.source == source and hop.target == target:
+                    return NOTHING
+        at = event.at
+        if at >= self._second + 1 or at < self._second:
+            self._second, self._compared = at, 0
         self._compared += 1
-        if self._compared > self._params.per_second:
+        if self._compared > self._per_second:
             return NOTHING
-        codes = phrases_of(payload, event.digest)
-        if len(codes) < self._params.at_least_words - 2:
+        codes = phrases_of(payload, digest)
+        if len(codes) < self._least - 2:
             return NOTHING
         mask, prints = sampled(codes, _SAMPLE)
         found = NOTHING if hops is None else self._judge(event, source, target, hops, mask, prints)
@@ -82,16 +92,17 @@ class ContextForwarded:
             hops = self._workflows[key] = []
             if len(self._workflows) > self._params.keys:
                 self._workflows.popitem(last=False)
-        hops.append(_Hop(event.id, source, target, event.digest, mask, array("I", sorted(prints)), len(codes) + 2))
+        hops.append(_Hop(event.id, source, target, digest, mask, array("I", sorted(prints)), len(codes) + 2))
         del hops[: -self._params.hops]
         return found
 
     def _judge(
         self, event: Event, source: str, target: str, hops: list[_Hop], mask: int, prints: frozenset[int]
     ) -> tuple[Finding, ...]:
-        most, worst = 0.0, None
+        most = 0.0
+        worst: _Hop | None = None
         for hop in hops:
-            if hop.source in (source, target):
+            if hop.source == source or hop.source == target:
                 continue
             coarse = mask | hop.mask
             earlier = hop.prints if coarse == hop.mask else [code for code in hop.prints if not code & coarse]

@@ -8,17 +8,17 @@ the findings that the live system gave.
 import re
 from collections.abc import Iterable, Iterator
 from collections.abc import Set as AbstractSet
-from typing import Any
+from typing import Any, Final
 from zlib import crc32
 
 import xxhash
 
 from handrail.event import canonical
 
-TEXT_CHARS = 65_536
+TEXT_CHARS: Final = 65_536
 """So much of a payload's text is looked at; what comes after it is not compared."""
-MAX_LEAVES = 4_096
-MAX_DEPTH = 64
+MAX_LEAVES: Final = 4_096
+MAX_DEPTH: Final = 64
 
 VOLATILE = frozenset(
     {
@@ -93,15 +93,42 @@ def text_of(payload: Any) -> str:
     """The texts and numbers of a JSON value, a line each, at most TEXT_CHARS long."""
     if type(payload) is str:
         return payload[:TEXT_CHARS]
-    parts: list[str] = []
-    size = 0
-    for _, value in leaves(payload):
+    found = _Texts()
+    found.take(payload, 0)
+    return "\n".join(found.parts)[:TEXT_CHARS]
+
+
+class _Texts:
+    """The `leaves` of a value as text, without their keys."""
+
+    __slots__ = ("left", "parts", "size")
+
+    def __init__(self) -> None:
+        self.parts: list[str] = []
+        self.size = 0
+        self.left = MAX_LEAVES
+
+    def take(self, value: Any, depth: int) -> bool:
+        """Whether there may be more."""
+        if type(value) is dict:
+            if depth < MAX_DEPTH:
+                for name, item in value.items():
+                    if name not in VOLATILE and not self.take(item, depth + 1):
+                        return False
+            return True
+        if type(value) is list:
+            if depth < MAX_DEPTH:
+                for item in value:
+                    if not self.take(item, depth + 1):
+                        return False
+            return True
+        if value is None or value is True or value is False:
+            return True
         part = value if type(value) is str else str(value)
-        parts.append(part)
-        size += len(part) + 1
-        if size > TEXT_CHARS:
-            break
-    return "\n".join(parts)[:TEXT_CHARS]
+        self.parts.append(part)
+        self.size += len(part) + 1
+        self.left -= 1
+        return self.left > 0 and self.size <= TEXT_CHARS
 
 
 def signature(payload: Any) -> int:
@@ -153,21 +180,26 @@ def phrases(text: str) -> set[int]:
     return set(map(crc32, spoken[2:], map(crc32, spoken[1:], map(crc32, spoken))))
 
 
-class _Latest:
-    """The phrases of the payload that was looked at last: several rules ask about one event in turn."""
-
-    digest: str | None = None
-    codes: frozenset[int] = frozenset()
+_LATEST: Final = 16
+"""Payloads whose phrases are remembered: several rules ask about the events that are observed together."""
+_LATEST_CODES: Final = 4_096
+"""Phrases of one of them; those of a longer text are made again."""
+_latest: Final[dict[tuple[int, str], frozenset[int]]] = {}
 
 
 def phrases_of(payload: Any, digest: str | None) -> frozenset[int]:
-    """A payload's phrases; its digest tells that it is the one that was looked at last."""
+    """A payload's phrases. With its digest they are made once for the rules that ask about it in turn."""
     if digest is None:
         return frozenset(phrases(text_of(payload)))
-    if digest != _Latest.digest:
-        _Latest.codes = frozenset(phrases(text_of(payload)))
-        _Latest.digest = digest
-    return _Latest.codes
+    key = (id(payload), digest)  # the object too, because equal payloads may have their keys in another order
+    codes = _latest.get(key)
+    if codes is None:
+        codes = frozenset(phrases(text_of(payload)))
+        if len(codes) <= _LATEST_CODES:
+            _latest[key] = codes
+            if len(_latest) > _LATEST:
+                del _latest[next(iter(_latest))]
+    return codes
 
 
 def sampled(codes: AbstractSet[int], size: int) -> tuple[int, frozenset[int]]:
@@ -176,6 +208,8 @@ def sampled(codes: AbstractSet[int], size: int) -> tuple[int, frozenset[int]]:
     Which are kept depends on each hash alone, so that two samples can be compared: by the larger mask of both.
     """
     mask = (1 << ((len(codes) - 1) // size).bit_length()) - 1 if codes else 0
+    if not mask:
+        return 0, frozenset(codes)
     kept = [code for code in codes if not code & mask]
     while len(kept) > size:
         mask = mask << 1 | 1
