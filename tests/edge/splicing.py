@@ -35,6 +35,9 @@ class Seer:
     def observe(self, seen: Any) -> None:
         self.seen.append(seen)
 
+    def told(self) -> None:
+        pass
+
     def refuse(self, asked: Any) -> bytes | None:
         return self._refusing(asked) if self._refusing is not None else None
 

@@ -65,8 +65,11 @@ class Reader(Protocol):
     def close(self, at: float) -> None: ...
 
 
-class _Client(asyncio.Protocol):
-    """The connection of a client; it owns the one to the server."""
+class _Client:
+    """The connection of a client; it owns the one to the server.
+
+    An asyncio.Protocol but for the name: below a class that is not compiled, every attribute would be looked up.
+    """
 
     def __init__(self, splice: "Splice", place: int) -> None:
         self._splice = splice
@@ -103,7 +106,7 @@ class _Client(asyncio.Protocol):
         try:
             async with asyncio.timeout(splice.connect_seconds):
                 await asyncio.get_running_loop().create_connection(
-                    lambda: _Server(self, splice),
+                    lambda: cast(asyncio.Protocol, _Server(self, splice)),
                     place.upstream_host,
                     place.upstream_port,
                     ssl=place.tls,
@@ -191,7 +194,7 @@ class _Client(asyncio.Protocol):
                 self.upstream.resume_reading()
 
 
-class _Server(asyncio.Protocol):
+class _Server:
     """The connection to the server, on behalf of one client."""
 
     def __init__(self, client: _Client, splice: "Splice") -> None:
@@ -269,7 +272,8 @@ class Splice:
     """Listeners in front of servers, and the copies that wait to be read.
 
     `read` makes the reader of a new connection, told the number of its place. `kind` is the component in faults and
-    the side of `handrail_connections_total`; `full` is what a client hears past the limit on connections.
+    the side of `handrail_connections_total`; `full` is what a client hears past the limit on connections. `told` is
+    called each time that copies were read.
     """
 
     def __init__(
@@ -283,6 +287,7 @@ class Splice:
         connections: int,
         connect_seconds: float,
         full: bytes,
+        told: Callable[[], None] | None = None,
     ) -> None:
         self.name = name
         self.kind = kind
@@ -297,6 +302,7 @@ class Splice:
         self.addresses: tuple[tuple[str, int], ...] = ()
         self._servers: list[asyncio.Server] = []
         self._waiting: list[tuple[Reader, int, bytes, float]] = []
+        self._told: Callable[[], None] | None = told
         self._bytes = 0
         self._timer: asyncio.TimerHandle | None = None
         self._loop = cast(asyncio.AbstractEventLoop, None)
@@ -318,7 +324,7 @@ class Splice:
         self.addresses = tuple(addresses)
 
     def _accepting(self, number: int) -> Callable[[], asyncio.Protocol]:
-        return lambda: _Client(self, number)
+        return lambda: cast(asyncio.Protocol, _Client(self, number))
 
     async def stop(self) -> None:
         for server in self._servers:
@@ -364,6 +370,12 @@ class Splice:
                 self.contain(error)
                 with contextlib.suppress(Exception):
                     reader.close(at)
+        told = self._told
+        if told is not None:
+            try:
+                told()
+            except Exception as error:  # containment, as above
+                self.contain(error)
 
     def hold(self, client: _Client, side: int, data: bytes, at: float) -> bytes:
         """What of a held connection goes on now. Where holding fails, everything does."""

@@ -28,6 +28,7 @@ class StoreEvents:
         """`waiting` says who waits for what, where a rule in force asks for it."""
         self._dialect, self._pipeline, self._recorder, self._now = dialect, pipeline, recorder, now
         self._waiting = waiting
+        self._events: list[Event] = []
         self.is_enforcing = any(watch.rule.action == "enforce" for watch in pipeline.watches)
         self.wants = dialect.wants if waiting is None else self._wants
         self.wants_channel = dialect.wants_channel
@@ -36,31 +37,40 @@ class StoreEvents:
         return self._dialect.wants(args) or (self._waiting is not None and self._waiting.wants(args))
 
     def observe(self, seen: Pending | Operation | Message) -> None:
+        """Gathers what it means, for `told`."""
+        waiting = self._waiting
         if isinstance(seen, Pending):
-            for event in self._waiting.asked(seen) if self._waiting is not None else ():
-                self._record(event)
+            if waiting is not None:
+                self._events += waiting.asked(seen)
         elif isinstance(seen, Operation):
-            if self._waiting is None:
-                for event in self._dialect.read(seen):
-                    self._record(event)
+            if waiting is None:
+                self._events += self._dialect.read(seen)
                 return
             told = list(self._dialect.read(seen)) if self._dialect.wants(seen.args) else []
-            for event in told:
-                self._record(event)
-            for event in self._waiting.read(seen):
+            self._events += told
+            for event in waiting.read(seen):
                 if any(event.kind == each.kind and event.key == each.key for each in told):
+                    self.told()
                     decision = self._pipeline.observe(event)  # one operation is one row
                     if decision.findings or decision.faults:
                         self._recorder.record(msgspec.structs.replace(decision, event=None), self._now())
                 else:
-                    self._record(event)
+                    self._events.append(event)
         elif isinstance(seen, Message):
             message = self._dialect.message(seen)
             if message is not None:
-                self._record(message)
+                self._events.append(message)
 
-    def _record(self, event: Event) -> None:
-        self._recorder.record(self._pipeline.observe(event), self._now())
+    def told(self) -> None:
+        """What was gathered goes through the pipeline: neighbours of one kind together, which costs less than each."""
+        events, self._events = self._events, []
+        first = 0
+        for at in range(1, len(events) + 1):
+            if at < len(events) and events[at].kind == events[first].kind:
+                continue
+            decisions = self._pipeline.observe_together(events[first:at])
+            self._recorder.record_all(decisions, self._now())
+            first = at
 
     def refuse(self, asked: Pending | Operation) -> bytes | None:
         """The text of the error where a rule refuses a write before it leaves, or a read before its reply arrives."""

@@ -49,6 +49,7 @@ class StoreListeners:
             connections=config.connections,
             connect_seconds=config.connect_seconds,
             full=FULL,
+            told=observer.told,
         )
 
     @property
@@ -116,6 +117,8 @@ class _Reader:
             elif kind is Fault:
                 recorder.uninspected(each.reason)
                 recorder.fault(each, each.at or self._splice.now())
+        if self.is_holding:
+            observer.told()
 
     # Held: what goes on is what was decided.
 

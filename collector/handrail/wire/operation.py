@@ -137,6 +137,10 @@ class StoreObserver(Protocol):
 
     def observe(self, seen: "Pending | Operation | Message") -> None: ...
 
+    def told(self) -> None:
+        """That was all for now: what the observer gathered must be looked at."""
+        ...
+
     def refuse(self, asked: Pending | Operation) -> bytes | None:
         """Only while `is_enforcing`. With a Pending: should the command not reach the store? With an Operation: should
         its reply not reach the client (a stale read)? The text of the error without dash and line end
