@@ -35,6 +35,11 @@ def test_the_target_is_in_the_name_or_the_description(name: str, description: st
         ("Delegate work to coworker", {"coworker": ' "Billing Specialist"\n'}, "Billing Specialist"),
         ("ask_question_to_coworker", {}, None),
         ("transfer_to_agent", ["billing"], None),
+        ("delegate_task_to_member", {"member_id": "billing-agent", "task": "t"}, "billing-agent"),
+        ("transfer_task_to_team_member", {"member": "billing", "task": "t"}, "billing"),
+        ("handoff_to_specialist", {"name": "billing"}, "billing"),
+        ("assign_work_to_an_agent", {"agent_name": "billing"}, "billing"),
+        ("delegate_to_expert", {"question": "q"}, None),
     ],
 )
 def test_an_argument_names_the_target(name: str, arguments: object, target: str | None) -> None:
@@ -43,6 +48,22 @@ def test_an_argument_names_the_target(name: str, arguments: object, target: str 
     meant = conventions.meant(name, "")
     assert meant is not None
     assert conventions.target(meant, arguments) == target
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("delegate_task_to_member", "delegate"),
+        ("transfer_task_to_member", "delegate"),
+        ("transfer_to_specialist", "transfer"),
+        ("delegate_to_expert", "delegate"),
+    ],
+)
+def test_who_gets_a_task_answers(name: str, kind: str) -> None:
+    """Where a tool says only what its target is, what it gives says whether the source goes on."""
+    meant = Conventions(HandoffsConfig()).meant(name, "")
+    assert meant is not None
+    assert (meant.kind, meant.target) == (kind, None)
 
 
 @pytest.mark.parametrize(

@@ -210,6 +210,42 @@ def supervisor(parallel: bool) -> list[Exchange]:
     ]
 
 
+def test_a_leader_gives_a_member_its_task() -> None:
+    """As Agno's teams do: one tool for all members, and the task is all that the member is told."""
+    give = tool("delegate_task_to_member", "Use this function to delegate a task to the selected team member.")
+    leader, member = "Route the customer.\n\n<team>", "<your_role>\nHandles bills\n</your_role>"
+    task = {"member_id": "billing-agent", "task": "Check whether INV-7 was charged twice"}
+    call = called("k1", "delegate_task_to_member", task)
+    exchanges = [
+        at(0, chat(leader, ASK, tools=[give]), choice(call)),
+        at(1, chat(member, user(task["task"])), choice(answered("It was."))),
+        at(2, chat(leader, ASK, call, result("k1", "It was."), tools=[give]), choice(answered("Yes, it was."))),
+    ]
+    [found] = handoffs(exchanges)
+    assert (found.target, found.outcome, found.manner, found.payload) == ("billing-agent", "accepted", "delegate", task)
+    assert len({event.workflow for event in events(exchanges)}) == 1
+
+
+def test_an_agent_that_is_named_in_its_first_words() -> None:
+    """As smolagents does: all agents have one prompt, and a history shows calls and results as text."""
+    prompt = "You are an expert assistant who can solve any task using tool calls."
+    answer, manage = tool("final_answer"), tool("billing_agent", "Handles bills")
+    task = {"task": "Check INV-7"}
+    told_to = (
+        "New task:\nYou're a helpful agent named 'billing_agent'.\nYou have been submitted this task by your manager."
+    )
+    quoted = "Calling tools:\n[{'id': 'k1', 'type': 'function', 'function': {'name': 'billing_agent'}}]"
+    history = [ASK, answered(quoted), user("Observation:\nHere is the final answer from your managed agent.")]
+    exchanges = [
+        at(0, chat(prompt, ASK, tools=[answer, manage]), choice(called("k1", "billing_agent", task))),
+        at(1, chat(prompt, user(f"{told_to}\n---\nTask:\nCheck INV-7"), tools=[answer]), choice(answered("Twice."))),
+        at(2, chat(prompt, *history, tools=[answer, manage]), choice(answered("Yes."))),
+    ]
+    [found] = handoffs(exchanges)
+    assert (found.target, found.outcome, found.manner, found.payload) == ("billing_agent", "accepted", "delegate", task)
+    assert len({event.workflow for event in events(exchanges)}) == 1
+
+
 def test_a_synthetic_transfer_back_is_no_handoff() -> None:
     """A call in a history that no model made is neither reported nor missed; the source is named by the history."""
     assert told(supervisor(parallel=False)) == [("supervisor", "billing_agent", "accepted", "exact")]

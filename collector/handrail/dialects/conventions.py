@@ -41,6 +41,13 @@ BY_ARGUMENT: Mapping[str, tuple[HandoffKind, tuple[str, ...]]] = {
 }
 """Slug of a tool → kind, and the arguments of which the first that is there names the target."""
 
+SOMEBODY = re.compile(
+    r"(?:(delegate|assign|give)|transfer|forward|route|hand_?off)_(?:(task|work)_)?to_(?:an?_|the_)?(?:team_)?"
+    r"(agent|member|co_?worker|worker|assistant|expert|specialist|sub_?agent|teammate)"
+)
+"""Slugs of tools whose name says no more of the target than what it is; an argument names it. With a task it is a
+delegation, which is answered."""
+
 BY_NAME: tuple[tuple[re.Pattern[str], HandoffKind], ...] = tuple(
     (re.compile(pattern), kind)  # type: ignore[misc]
     for pattern, kind in (
@@ -101,6 +108,11 @@ STRONG_SPEAKER: tuple[re.Pattern[str], ...] = (
 )
 """System prompts in which a framework itself says who speaks."""
 
+OPENING_SPEAKER: tuple[re.Pattern[str], ...] = (
+    re.compile(r"You(?:'re| are) a helpful agent named '([^'\n]{1,128})'\."),
+)
+"""First words of a user in which a framework itself says who is spoken to, since all its agents have one prompt."""
+
 WEAK_SPEAKER: tuple[re.Pattern[str], ...] = (
     re.compile(r"\b[Yy]our name is \"?([A-Z][\w .-]{0,60}?)\"?(?:[.,;:\n]|\Z)"),
     re.compile(r"\AYou are (?:the |an? )?\"?([\w-]+(?: [\w-]+){0,3})\"?(?: ?[.,;:(\n–—-]|\s*\Z)"),
@@ -114,8 +126,11 @@ NOBODY = re.compile(
 )
 """What such a prompt says of everybody."""
 
-QUOTED_CALL_IDS = re.compile(r'\\?"(?:call_id|tool_call_id|tool_use_id)\\?"\s*:\s*\\?"([^"\\\s]{1,128})')
-"""Ids of calls inside a text, where a history was written into one message."""
+QUOTED_CALL_IDS = re.compile(
+    r'\\?"(?:call_id|tool_call_id|tool_use_id)\\?"\s*:\s*\\?"([^"\\\s]{1,128})'
+    r"|'id': '([^'\\\s]{1,128})', 'type': 'function'"
+)
+"""Ids of calls inside a text, where a history was written into one message: as JSON, or as Python shows a call."""
 
 INLINE_NAME = re.compile(r"<name>([^<]{1,128})</name>\s*<content>(.*)</content>\s*\Z", re.DOTALL)
 """An assistant's name and words in its text, for APIs that have no field for a name."""
@@ -175,6 +190,10 @@ class Conventions:
         short = slug(name)
         if (by := BY_ARGUMENT.get(short)) is not None:
             return Meant(by[0], None, ",".join(by[1]))
+        if (somebody := SOMEBODY.fullmatch(short)) is not None:
+            noun = somebody[3]
+            names = [f"{noun}_id", f"{noun}_name", noun, "agent_name", "agent_id", "agent", "name", "target", "to"]
+            return Meant("delegate" if somebody[1] or somebody[2] else "transfer", None, ",".join(names))
         described = _first(BY_DESCRIPTION, description)
         bare = NAMESPACE.sub("", name)
         for pattern, kind in BY_NAME:
@@ -216,6 +235,11 @@ def speaker(system: str) -> tuple[str | None, str | None]:
     if weak is not None and NOBODY.fullmatch(weak):
         weak = None
     return None, weak
+
+
+def spoken_to(words: str) -> str | None:
+    """Who is spoken to, where a framework says it in a user's first words."""
+    return _found(OPENING_SPEAKER, words[:512]) if "agent named '" in words[:512] else None
 
 
 def back_at(result: str) -> str | None:

@@ -43,6 +43,7 @@ from handrail.dialects.conventions import (
     slug,
     source_in_words,
     speaker,
+    spoken_to,
     stem,
 )
 from handrail.dialects.spans import Spans
@@ -302,6 +303,8 @@ class Conversations:
         if mapped is not None:
             return mapped, _EXACT
         strong, weak = speaker(turn.system)
+        if strong is None and turn.items:
+            strong = spoken_to(turn.items[0].text)
         if turn.speaker is not None and not NOBODY.fullmatch(turn.speaker):
             strong = turn.speaker
         if strong is not None:
@@ -359,10 +362,10 @@ class Conversations:
             for call in item.calls:
                 if call.id is not None and call.id in calls:
                     return calls[call.id]
-            if "call_id" in item.text or "tool_use_id" in item.text:
+            if "call_id" in item.text or "tool_use_id" in item.text or "'type': 'function'" in item.text:
                 for match in QUOTED_CALL_IDS.finditer(item.text):
-                    if match[1] in calls:
-                        return calls[match[1]]
+                    if (match[1] or match[2]) in calls:
+                        return calls[match[1] or match[2]]
         return None
 
     def _by_ending(self, turn: Turn, heard: _Heard, trace: str | None) -> _Thread | None:
