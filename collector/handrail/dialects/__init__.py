@@ -193,11 +193,20 @@ def schema_named(value: object) -> tuple[str | None, str | None]:
 
 _SCHEMA_URI = re.compile(r"(?:^|/)([^/?#]+)/(v?[0-9][\w.+-]*?)(?:\.json)?#?\Z")
 _TRACEPARENT = re.compile(rb"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})([0-9a-f]{16})-[0-9a-f]{2}(?:-|\Z)")
+_HEX = b"0123456789abcdef"
+_NO_TRACE, _NO_PARENT = b"0" * 32, b"0" * 16
 _BAGGAGE_KEYS = (b"handrail-workflow", b"workflow")
 
 
 def trace_of(traceparent: bytes) -> tuple[str | None, str | None]:
     """W3C `traceparent` to trace id and parent id; (None, None) where it is not one."""
+    if len(traceparent) == 55 and traceparent[0:2] == b"00" and traceparent.translate(None, _HEX) == b"---":
+        # What every sender of today writes; a quarter of what the expression costs, which knows those of tomorrow too.
+        trace, parent = traceparent[3:35], traceparent[36:52]
+        is_placed = traceparent[2] == traceparent[35] == traceparent[52] == 45
+        if is_placed and trace != _NO_TRACE and parent != _NO_PARENT:
+            return trace.decode(), parent.decode()
+        return None, None
     match = _TRACEPARENT.match(traceparent)
     return (match[1].decode(), match[2].decode()) if match else (None, None)
 
