@@ -171,7 +171,7 @@ class ClickHouseSink:
         self._closing = asyncio.Event()
         self._closed = False
         self._task: asyncio.Task[None] | None = None
-        self._thread: _Thread | None = None
+        self._worker: _Thread | None = None
         self._database: Database | None = None
         self.state = "starting"
         """For people: `writing`, `busy: …` or `refused (reason): …`."""
@@ -266,7 +266,7 @@ class ClickHouseSink:
 
     async def start(self) -> None:
         """Begins to connect and write in the background; returns at once, whether or not there is a server."""
-        self._thread = _Thread()
+        self._worker = _Thread()
         self._task = asyncio.create_task(self._run(), name="clickhouse")
 
     async def close(self, flush_seconds: float = 5.0) -> None:
@@ -284,10 +284,10 @@ class ClickHouseSink:
         if self._rows:
             self._metrics.dropped("shutdown", False, self._rows)
             log.warning("%d rows for ClickHouse were given up at shutdown", self._rows)
-        if self._thread is not None:
+        if self._worker is not None:
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._thread.call(self._disconnect), 1.0)
-            self._thread.stop()
+                await asyncio.wait_for(self._worker.call(self._disconnect), 1.0)
+            self._worker.stop()
         self.state = "closed"
 
     async def write(self, batch: Batch) -> None:
@@ -295,9 +295,9 @@ class ClickHouseSink:
         await self._ask(lambda: self._connect().insert(batch))
 
     async def _ask(self, order: Callable[[], object]) -> None:
-        if self._thread is None:
+        if self._worker is None:
             raise RuntimeError("write before start")
-        await self._thread.call(order)
+        await self._worker.call(order)
 
     def _connect(self) -> "Database":
         """In the thread: the client is imported here, because that takes longer than being ready may."""
