@@ -146,9 +146,13 @@ def test_of_two_handoffs_at_once_one_comes_to_nothing(seen: Run) -> None:
     both: dict[str, Any] = {"transfer_to_billing_agent": {}, "transfer_to_refund_agent": {}}
     found = seen(SUPERVISOR, [{**SUPERVISED[0], "call": both}, *SUPERVISED[2:]])
 
-    complete(found)
-    assert sorted(event.outcome for event in found.handoffs) == ["accepted", "dropped"]
-    assert len({event.workflow for event in found.events}) == 1
+    times = sum("call" in line for line in found.answers)
+    if times == 1:
+        complete(found)
+    else:  # a client that is kept waiting asks again; what the model has said to nobody is dropped, all of it
+        assert told(found) == asked(found), found.process.stderr
+    assert sorted(event.outcome for event in found.handoffs) == ["accepted", *["dropped"] * (2 * times - 1)]
+    assert len({event.workflow for event in found.events}) == times
 
 
 @pytest.mark.parametrize("flags", [(), ("--stream",)], ids=["plain", "stream"])
