@@ -53,6 +53,14 @@ def test_empty_lines_and_our_other_lines_are_passed_over(tmp_path: Path) -> None
     assert [record.id for record in replayed(file) if isinstance(record, Event)] == ["a"]
 
 
+def test_a_byte_order_mark_is_no_part_of_the_first_line(tmp_path: Path) -> None:
+    """Some shells write one before what they redirect."""
+    file = tmp_path / "calls.jsonl"
+    file.write_bytes(b"\xef\xbb\xbf" + to_json(event("a", 0)) + b"\n" + to_json(event("b", 1)))
+
+    assert [record.id for record in replayed(file) if isinstance(record, Event)] == ["a", "b"]
+
+
 def test_progress_counts_every_byte(tmp_path: Path) -> None:
     """The bar reaches its end, for JSON lines and for HAR."""
     events, har = tmp_path / "calls.jsonl", tmp_path / "calls.har"

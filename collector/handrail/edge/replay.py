@@ -145,7 +145,7 @@ def _decisions(file: str, inspector: Inspector, progress: "_Advance") -> Iterato
     name = "standard input" if file == "-" else file
     try:
         with _opened(file) as stream:
-            first = stream.readline(MAX_LINE_BYTES + 1)
+            first = stream.readline(MAX_LINE_BYTES + 1).removeprefix(b"\xef\xbb\xbf")
             if _is_otlp(first):
                 yield from replay_events(_otlp(first, stream, progress, inspector), inspector)
             elif _is_event_line(first, file):
