@@ -262,6 +262,17 @@ def test_numbers_rates_and_sizes_that_move(build: Any) -> None:
     assert numbers["new"]["p50"] > 3 * numbers["old"]["p50"]
 
 
+@pytest.mark.parametrize(("before", "absences"), [(30, 4), (97, 4), (98, 3), (400, 3)])
+def test_a_field_that_was_always_there_is_missed_soon(build: Any, before: int, absences: int) -> None:
+    """Of all payloads so far, not of those alone that were counted place by place."""
+    pipeline = build("schema.drift")
+    values = [{**known(index), "gist": "in a few words"} for index in range(before)]
+    values += [known(index) for index in range(before, before + 10)]
+    (found,) = observed(pipeline, (handoff(index, value) for index, value in enumerate(values)))
+    assert told([found]) == [("/gist", "removed")]
+    assert found.event == f"e{before + absences - 1}"
+
+
 def test_numbers_of_any_length_are_measured(build: Any) -> None:
     """Integers longer than any float are numbers like others, and none is a fault."""
     pipeline = build("schema.drift")

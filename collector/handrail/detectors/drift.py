@@ -666,10 +666,14 @@ def _compared_object(
     if added:
         yield from _added(added, steps, sender, "schema" if is_described else "past")
     if node is not None and node.objects >= 5:
+        count = node.objects
+        if count == sender.profile.payloads and not node.is_maplike():
+            # In all that were counted, so the closed form requires it, and what was not counted fitted that.
+            count = sender.messages - 1
         for name, child in node.names.items():
             if child.count == node.objects and name not in value:
                 inner_steps = (*steps, name)
-                sender.presence(inner_steps, child.count, node.objects)
+                sender.presence(inner_steps, count, count)
                 measure = sender.measures.get(("presence", inner_steps))
                 is_declared = declared is not None and is_described and declared.member(name, None) is not None
                 if is_declared and measure is not None and node.objects >= _HABIT:
