@@ -54,6 +54,16 @@ class _Spent:
         self.recent: list[tuple[float, float]] = []
 
 
+class _Least:
+    """What an edge has taken: how many handoffs were over, and the seconds of the shortest."""
+
+    __slots__ = ("count", "seconds")
+
+    def __init__(self, seconds: float) -> None:
+        self.count = 1
+        self.seconds = seconds
+
+
 _TOGETHER = 16
 """So many calls of one agent in one workflow are told apart; more are taken for calls without a deadline."""
 _ROUNDING = 0.001
@@ -103,18 +113,20 @@ class BudgetExceeded:
         self._spent: OrderedDict[tuple[str | None, str], _Spent] = OrderedDict()
         self._flows: OrderedDict[str, list[float]] = OrderedDict()
         """Workflow to its first instant, and 1.0 once its finding is out."""
-        self._least: OrderedDict[tuple[str | None, str | None], list[float]] = OrderedDict()
-        """Edge to how many handoffs completed, and the seconds of the shortest."""
+        self._learned: int | None = params.learn
+        self._least: OrderedDict[tuple[str | None, str | None], _Least] = OrderedDict()
 
     def observe(self, event: Event) -> Iterable[Finding]:
         if event.kind != "handoff":
             return NOTHING
-        is_asked = event.outcome == "asked"
-        if not is_asked and event.outcome == "completed" and self._params.learn is not None:
+        outcome = event.outcome
+        if outcome == "completed" and self._learned is not None:
             self._learn(event)
-        if event.deadline is None and not self._bounded and event.workflow not in self._timed:
-            return NOTHING if is_asked or event.id not in self._calls else self._close(event)
-        return self._asked(event) if is_asked else self._close(event)
+        if not self._bounded and event.deadline is None and not (self._timed and event.workflow in self._timed):
+            # What most events are: nobody said how long it may take.
+            is_open = outcome != "asked" and bool(self._calls) and event.id in self._calls
+            return self._close(event) if is_open else NOTHING
+        return self._asked(event) if outcome == "asked" else self._close(event)
 
     # Until when.
 
@@ -267,24 +279,25 @@ class BudgetExceeded:
         least = None if edge is None else edge.at_least_seconds
         if least is None:
             known = self._least.get((event.source, event.target))
-            if known is None or self._params.learn is None or known[0] < self._params.learn:
+            if known is None or self._learned is None or known.count < self._learned:
                 return None
-            least = known[1]
+            least = known.seconds
         return least if due.at - event.at < least else None
 
     def _learn(self, event: Event) -> None:
-        duration = event.duration_ms
-        if duration is None or event.target is None or not duration >= 0:
+        duration, target = event.duration_ms, event.target
+        if duration is None or target is None or not duration >= 0:
             return
-        known = self._least.get((event.source, event.target))
+        edge = (event.source, target)
+        known = self._least.get(edge)
         if known is None:
-            self._least[event.source, event.target] = [1.0, duration / 1000]
+            self._least[edge] = _Least(duration / 1000)
             if len(self._least) > self._params.keys:
                 self._least.popitem(last=False)
             return
-        known[0] += 1.0
-        if duration < known[1] * 1000:
-            known[1] = duration / 1000
+        known.count += 1
+        if duration < known.seconds * 1000:
+            known.seconds = duration / 1000
 
     # A call ends.
 

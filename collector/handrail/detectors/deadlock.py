@@ -74,6 +74,7 @@ _RELEASE = frozenset({"DEL", "UNLINK", "GETDEL", "UNLOCK", "RELEASE", "EXPIRED"}
 _REFUSED = frozenset({"rejected", "ignored", "failed"})
 _DONE = frozenset({"completed", "accepted"})
 _ENDED = frozenset({"completed", "accepted", "failed", "rejected", "timeout", "interrupted", "dropped", "ignored"})
+_OPEN = ("asked", "interrupted")
 _INPUT = re.compile(r"(?:TASK_STATE_)?(?:input|auth)[-_]required", re.IGNORECASE)
 _K = TypeVar("_K")
 _V = TypeVar("_V")
@@ -136,13 +137,13 @@ class WaitDeadlock:
 
     def observe(self, event: Event) -> Iterable[Finding]:
         kind, outcome = event.kind, event.outcome
-        if not math.isfinite(event.at):
-            return NOTHING
-        if outcome != "asked" and kind == "handoff" and event.id not in self._live:
+        if kind == "handoff" and outcome not in _OPEN and not (self._live and event.id in self._live):
             # What most events are: a call that was over before anybody could have looked.
             duration = event.duration_ms
-            if outcome != "interrupted" and (duration is None or duration <= self._confirm_ms):
-                return self._acts(event) if self._flows else NOTHING
+            if duration is None or duration <= self._confirm_ms:
+                return self._acts(event) if self._flows and math.isfinite(event.at) else NOTHING
+        if not math.isfinite(event.at):
+            return NOTHING
         key = (event.workflow, None if event.workflow is not None else event.task)
         if kind == "handoff":
             return self._call(event, key)
