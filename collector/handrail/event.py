@@ -75,6 +75,12 @@ class Event(msgspec.Struct, frozen=True, kw_only=True, gc=False, omit_defaults=T
     """Last byte of the request to the first byte of the reply."""
     overhead_ms: float | None = None
     """Time the message spent inside Handrail, both directions together."""
+    inspection_ms: float | None = None
+    """Time that Handrail took to read and judge it, its share of what was looked at together: beside the exchange, and
+    in `overhead_ms` only where the message was held."""
+    transfer_ms: float | None = None
+    """First to last byte of the request, and of the reply: serialisation and transfer. Of a reply that is a stream of
+    events only the request, because its pauses are the target's own time."""
     lag_ms: float | None = None
     """Since the fact that it follows: an agent's first read of what another wrote since the write was acknowledged, a
     delivery since its publish."""

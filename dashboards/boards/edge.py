@@ -4,6 +4,7 @@ from frame import (
     BLUE,
     EDGE,
     ERRORS,
+    ORANGE,
     OUTCOMES,
     QUANTILES,
     RED,
@@ -110,7 +111,7 @@ BOARD = Board(
             8,
             [
                 (
-                    12,
+                    8,
                     trend(
                         "Latency quantiles",
                         "Half, 95% and 99% of handoffs are at least as quick, from first byte to last.",
@@ -121,24 +122,41 @@ BOARD = Board(
                     ),
                 ),
                 (
-                    12,
+                    8,
                     trend(
                         "Where the time goes",
-                        "The mean handoff in its parts: inside Handrail, until the target's first byte, the rest of "
-                        "its reply.",
+                        "The mean handoff in its parts: inside Handrail, the bytes of request and reply (serialisation "
+                        "and transfer), until the target's first byte, and the pauses of a reply that is a stream.",
                         Sql(
                             f"""
                             SELECT $__timeInterval(at) AS time,
                                 avg(overhead_ms) AS "in Handrail",
                                 avg(greatest(ttfb_ms - ifNull(overhead_ms, 0), 0)) AS "until the first byte",
-                                avg(greatest(duration_ms - ttfb_ms, 0)) AS "rest of the reply"
+                                avg(transfer_ms) AS "serialisation and transfer",
+                                avg(greatest(duration_ms - ttfb_ms - ifNull(transfer_ms, 0), 0)) AS "rest of a stream"
                             FROM handoff WHERE $__timeFilter(at) AND {EDGE} GROUP BY time ORDER BY time
                             """,
                             "timeseries",
                         ),
-                        colours={"in Handrail": RED, "until the first byte": BLUE, "rest of the reply": SKY},
+                        colours={
+                            "in Handrail": RED,
+                            "until the first byte": BLUE,
+                            "serialisation and transfer": ORANGE,
+                            "rest of a stream": SKY,
+                        },
                         unit="ms",
                         stacked=True,
+                        empty="No handoffs here.",
+                    ),
+                ),
+                (
+                    8,
+                    trend(
+                        "Serialisation and transfer",
+                        "From the first to the last byte of request and reply, for half, 95% and 99% of handoffs.",
+                        *quantiles("handrail_handoff_transfer_seconds", E),
+                        colours=QUANTILES,
+                        unit="s",
                         empty="No handoffs here.",
                     ),
                 ),

@@ -103,7 +103,7 @@ BOARD = Board(
             7,
             [
                 (
-                    8,
+                    6,
                     trend(
                         "Added latency",
                         "What Handrail adds to half, 95% and 99% of handoffs at most.",
@@ -115,7 +115,7 @@ BOARD = Board(
                     ),
                 ),
                 (
-                    8,
+                    6,
                     trend(
                         "Added latency by protocol (p99)",
                         "What costs time is what is read: each protocol and channel by itself.",
@@ -130,7 +130,20 @@ BOARD = Board(
                     ),
                 ),
                 (
-                    8,
+                    6,
+                    trend(
+                        "Time to inspect",
+                        "What reading, validating and judging take for half, 95% and 99% of handoffs at most: beside "
+                        "them, and part of what is added only where they are held.",
+                        *quantiles("handrail_handoff_inspection_seconds", C),
+                        colours=QUANTILES,
+                        unit="s",
+                        logarithmic=True,
+                        empty="No handoffs here.",
+                    ),
+                ),
+                (
+                    6,
                     trend(
                         "Lag of the event loop",
                         "How late timers run. Much above 50 ms, a sidecar has more to do than one core can.",

@@ -46,6 +46,8 @@ observations = st.builds(
     outcome=st.sampled_from(["completed", "failed"]),
     duration_ms=st.none() | st.floats(0, 1e6),
     overhead_ms=st.none() | st.floats(0, 1e4),
+    inspection_ms=st.none() | st.floats(0, 1e3),
+    transfer_ms=st.none() | st.floats(0, 1e5),
     payload_bytes=st.none() | st.integers(0, 2**24),
     tokens=st.none() | st.sampled_from([0, 256, 257, 1_048_576, 1_048_577]),
 )
@@ -62,6 +64,8 @@ def reference(events: list[Event]) -> Samples:
 
     duration = histogram("handrail_handoff_duration_seconds", edge, names.DURATION_SECONDS)
     overhead = histogram("handrail_handoff_overhead_seconds", edge[2:], names.OVERHEAD_SECONDS)
+    inspection = histogram("handrail_handoff_inspection_seconds", edge[2:], names.OVERHEAD_SECONDS)
+    transfer = histogram("handrail_handoff_transfer_seconds", edge[:2], names.TRANSFER_SECONDS)
     size = histogram("handrail_payload_bytes", edge[:2], names.PAYLOAD_BYTES)
     tokens = histogram("handrail_context_tokens", edge[:2], names.CONTEXT_TOKENS)
     for one in events:
@@ -71,6 +75,10 @@ def reference(events: list[Event]) -> Samples:
             duration.labels(*labels).observe(one.duration_ms / 1000)
         if one.overhead_ms is not None:
             overhead.labels(*labels[2:]).observe(one.overhead_ms / 1000)
+        if one.inspection_ms is not None:
+            inspection.labels(*labels[2:]).observe(one.inspection_ms / 1000)
+        if one.transfer_ms is not None:
+            transfer.labels(*labels[:2]).observe(one.transfer_ms / 1000)
         if one.payload_bytes is not None:
             size.labels(*labels[:2]).observe(one.payload_bytes)
         if one.tokens is not None:

@@ -42,11 +42,40 @@ def test_one_connection_carries_many_exchanges() -> None:
             ("completed", 200, "peer", "agent")
         }
         assert all(event.overhead_ms is not None and 0 < event.overhead_ms < 1000 for event in events)
+        assert all(event.inspection_ms is not None and 0 < event.inspection_ms < 1000 for event in events)
+        assert stage.counted("handrail_handoff_inspection_seconds_count") == 10
+        assert stage.counted("handrail_handoff_transfer_seconds_count") == 10
         assert len(stage.upstream.wires) == 1
         assert stage.counted("handrail_handoffs_total") == 10
         assert stage.counted("handrail_connections_total") == 1
 
     play(go)
+
+
+@pytest.mark.parametrize(
+    ("kind", "transfer", "rest"), [(b"application/json", 0.2, 0.1), (b"text/event-stream; charset=utf-8", 0.1, 0.2)]
+)
+def test_the_time_of_the_bytes_is_told_apart_from_that_of_the_target(kind: bytes, transfer: float, rest: float) -> None:
+    """Request and reply take 0.1 s each to come, the target 0.1 s between; a stream's pauses are the target's."""
+    head = b"HTTP/1.1 200 OK\r\nContent-Type: " + kind + b"\r\nContent-Length: 11\r\n\r\n"
+
+    async def slowly(wire: Wire) -> None:
+        await wire.message()
+        await asyncio.sleep(0.1)
+        await wire.send(head + b'{"ok"', b":true}", pause=0.1)
+
+    async def go(stage: Stage) -> None:
+        client = await stage.client()
+        request = post(b'{"n":1}')
+        await client.send(request[:-3], request[-3:], pause=0.1)
+        await client.message()
+        (event,) = await stage.settled(1)
+        assert event.transfer_ms is not None
+        assert event.duration_ms is not None
+        assert event.transfer_ms >= 1000 * transfer - 5
+        assert event.duration_ms - event.transfer_ms >= 1000 * rest - 5
+
+    play(go, slowly)
 
 
 def test_pipelined_requests_are_answered_in_order_and_one_at_a_time() -> None:

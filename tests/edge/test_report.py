@@ -137,6 +137,14 @@ def test_an_older_database_is_read_as_far_as_it_goes(server: Server, filled: Dat
     old.prepare(30)
     old._connected().command("DROP VIEW old.handoff_overhead")
     assert report(old, 3600).overheads == ()
+    body = b'{"kind":"handoff","id":"x","at":%d,"source":"a","target":"b","duration_ms":1}\n' % time.time()
+    old.insert(Batch.seal("event", body, 1))
+    assert report(old, 3600).edges[0].transfer_p50_ms is None
+    old._connected().command(
+        "CREATE OR REPLACE VIEW old.handoff AS SELECT * EXCEPT (inspection_ms, transfer_ms) FROM old.event"
+    )
+    (edge,) = report(old, 3600).edges
+    assert (edge.p50_ms, edge.transfer_p50_ms) == (1.0, None)
     old._connected().command("DROP VIEW old.handoff")
     with pytest.raises(Refused):
         report(old, 3600)

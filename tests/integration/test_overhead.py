@@ -30,6 +30,8 @@ def seen(number: int, side: str, at: float, ms: float, source: str, target: str,
         "outcome": "completed",
         "duration_ms": ms,
         "overhead_ms": 0.25,
+        "inspection_ms": 0.125,
+        "transfer_ms": 8.0 if side == "egress" else 5.0,
         **more,
     }
 
@@ -78,6 +80,8 @@ def test_a_workflow_has_its_critical_path_in_the_report(data: ReportData) -> Non
     assert flow.between_share == pytest.approx(0.1, abs=1e-4)
     assert (flow.paths_used, flow.paths_possible) == (3, 6)
     assert flow.overhead_ms == 1.25
+    assert flow.inspection_ms == 0.625
+    assert flow.transfer_ms == 18.0  # of two that both ends saw what it took at the target, and of one what is known
 
 
 def test_edges_say_what_lies_between_two_agents(data: ReportData) -> None:
@@ -92,6 +96,10 @@ def test_edges_say_what_lies_between_two_agents(data: ReportData) -> None:
         800.0,
         200.0,
     )
+    assert (line.transfer_p50_ms, line.inspection_p50_ms) == (5.0, 0.25)
+    edge = next(edge for edge in data.edges if (edge.source, edge.target) == ("b", "c"))
+    assert (edge.inspection_p50_ms, edge.inspection_p99_ms) == (0.125, 0.125)
+    assert edge.transfer_p99_ms == 8.0
 
 
 def test_the_views_say_what_the_report_says(filled: Database, data: ReportData) -> None:
@@ -107,6 +115,8 @@ def test_the_views_say_what_the_report_says(filled: Database, data: ReportData) 
         assert int(row["joined_count"]) == flow.joined
         assert (int(row["paths_used"]), int(row["paths_possible"])) == (flow.paths_used, flow.paths_possible)
         assert row["between_total_ms"] == flow.between_ms
+        assert (row["transfer_total_ms"], row["inspection_total_ms"]) == (flow.transfer_ms, flow.inspection_ms)
+        assert row["handrail_total_ms"] == flow.overhead_ms
 
 
 def test_the_report_prints_both(data: ReportData) -> None:

@@ -361,16 +361,20 @@ def begin(
 
 def complete(event: Event, exchange: Exchange, **fields: object) -> Event:
     """The asked event with the reply's half: times, sizes, and where `fields` do not say, outcome and status."""
-    reply = exchange.reply
+    request, reply = exchange.request, exchange.reply
     if "outcome" not in fields:
         fields["outcome"] = outcome_of(exchange)
     fields["overhead_ms"] = exchange.overhead_ms
-    fields["duration_ms"] = max(0.0, exchange.ended - exchange.request.at) * 1000
+    fields["duration_ms"] = max(0.0, exchange.ended - request.at) * 1000
+    transfer = request.end - request.at
     if reply is not None:
+        if b"event-stream" not in reply.headers.get(b"content-type", b""):
+            transfer += reply.end - reply.at
         if "status" not in fields:
             fields["status"] = reply.status
-        fields["ttfb_ms"] = max(0.0, reply.at - exchange.request.end) * 1000
+        fields["ttfb_ms"] = max(0.0, reply.at - request.end) * 1000
         fields["reply_bytes"] = reply.size
         if (value := reply.headers.get(b"handrail-accept")) is not None:
             fields["reads"] = _header(value)
+    fields["transfer_ms"] = max(0.0, transfer) * 1000
     return msgspec.structs.replace(event, **fields)

@@ -23,7 +23,9 @@ SELECT
     quantileExactIf(0.5)(o.total_ms, o.joined) AS total_p50_ms,
     quantileExactIf(0.5)(o.own_ms, o.joined) AS own_p50_ms,
     quantileExactIf(0.5)(o.between_ms, o.joined) AS between_p50_ms,
-    quantileExactIf(0.99)(o.between_ms, o.joined) AS between_p99_ms
+    quantileExactIf(0.99)(o.between_ms, o.joined) AS between_p99_ms,
+    quantileExactIf(0.5)(o.transfer_ms, o.joined) AS transfer_p50_ms,
+    quantileExactIf(0.5)(o.inspection_ms, o.joined) AS inspection_p50_ms
 FROM {database}.handoff_overhead AS o
 WHERE o.at > now64(6) - INTERVAL {seconds} SECOND
 GROUP BY o.source, o.target
@@ -36,7 +38,8 @@ HOPS = """
 SELECT
     h.id AS id, toString(h.at) AS at, h.workflow AS workflow, h.task AS task, h.attempt AS attempt, h.source AS source,
     h.target AS target, h.side AS side, h.outcome AS outcome, h.duration_ms AS duration_ms,
-    h.overhead_ms AS overhead_ms, h.trace_id AS trace_id, h.span_id AS span_id
+    h.overhead_ms AS overhead_ms, h.inspection_ms AS inspection_ms, h.transfer_ms AS transfer_ms,
+    h.trace_id AS trace_id, h.span_id AS span_id
 FROM {database}.handoff AS h
 WHERE h.kind = 'handoff' AND h.at > now64(6) - INTERVAL {seconds} SECOND AND h.duration_ms IS NOT NULL AND h.workflow IN
 (
@@ -65,6 +68,10 @@ class Overhead(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag=
     own_p50_ms: float | None
     between_p50_ms: float | None
     between_p99_ms: float | None
+    transfer_p50_ms: float | None = None
+    """Of `own`: what the bytes of request and reply took at the target."""
+    inspection_p50_ms: float | None = None
+    """What Handrail took to read and judge it, both sidecars together."""
 
 
 def overheads_of(rows: Sequence[Mapping[str, Any]]) -> tuple[Overhead, ...]:

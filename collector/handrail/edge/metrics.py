@@ -34,6 +34,9 @@ PAYLOAD_BYTES = (256, 1_024, 4_096, 16_384, 65_536, 262_144, 1_048_576, 8_388_60
 CONTEXT_TOKENS = (256, 1_024, 4_096, 16_384, 32_768, 65_536, 131_072, 262_144, 1_048_576)
 _DURATION_MS = tuple(bound * 1000 for bound in DURATION_SECONDS)
 _OVERHEAD_MS = tuple(bound * 1000 for bound in OVERHEAD_SECONDS)
+# A payload that fits one segment takes no time at all; one that is written piece by piece takes as long as its writer.
+TRANSFER_SECONDS = (0.0001, 0.0005, 0.001, 0.0025, 0.01, 0.025, 0.1, 0.25, 1.0, 5.0, 30.0)
+_TRANSFER_MS = tuple(bound * 1000 for bound in TRANSFER_SECONDS)
 # A store answers in a tenth of a millisecond; an agent that polls reads after seconds.
 STATE_SECONDS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.01, 0.05, 0.25, 1.0, 5.0, 30.0)
 _STATE_MS = tuple(bound * 1000 for bound in STATE_SECONDS)
@@ -158,7 +161,7 @@ def _escaped(value: str) -> str:
     return value.replace("\\", "\\\\").replace("\n", "\\n").replace('"', '\\"')
 
 
-_Edge = tuple[list[float], list[float], list[float], list[float], list[float]]
+_Edge = tuple[list[float], list[float], list[float], list[float], list[float], list[float], list[float]]
 """What one label set of handoffs adds up to: `[count]`, and its rows in the histograms, which other outcomes share."""
 
 
@@ -185,6 +188,20 @@ class Metrics:
             ("channel", "protocol"),
             OVERHEAD_SECONDS,
             "Time that handoffs spent inside Handrail, both directions together.",
+            unit=0.001,
+        )
+        self._inspection = _Histogram(
+            "handrail_handoff_inspection_seconds",
+            ("channel", "protocol"),
+            OVERHEAD_SECONDS,
+            "Time to read, validate and judge a handoff, beside it; in its overhead only where it was held.",
+            unit=0.001,
+        )
+        self._transfer = _Histogram(
+            "handrail_handoff_transfer_seconds",
+            ("source", "target"),
+            TRANSFER_SECONDS,
+            "First to last byte of the request and of the reply: serialisation and transfer.",
             unit=0.001,
         )
         self._payload = _Histogram(
@@ -216,9 +233,9 @@ class Metrics:
             return
         key = (event.source, event.target, event.channel, event.protocol, event.outcome)
         try:
-            count, durations, overheads, sizes, contexts = self._edges[key]
+            count, durations, overheads, inspections, transfers, sizes, contexts = self._edges[key]
         except KeyError:
-            count, durations, overheads, sizes, contexts = self._edge(key)
+            count, durations, overheads, inspections, transfers, sizes, contexts = self._edge(key)
         count[0] += 1
         if (value := event.duration_ms) is not None:
             durations[bisect_left(_DURATION_MS, value)] += 1
@@ -226,6 +243,12 @@ class Metrics:
         if (value := event.overhead_ms) is not None:
             overheads[bisect_left(_OVERHEAD_MS, value)] += 1
             overheads[-1] += value
+        if (value := event.inspection_ms) is not None:
+            inspections[bisect_left(_OVERHEAD_MS, value)] += 1
+            inspections[-1] += value
+        if (value := event.transfer_ms) is not None:
+            transfers[bisect_left(_TRANSFER_MS, value)] += 1
+            transfers[-1] += value
         if (value := event.payload_bytes) is not None:
             sizes[bisect_left(PAYLOAD_BYTES, value)] += 1
             sizes[-1] += value
@@ -344,7 +367,16 @@ class Metrics:
     def _lines(self, openmetrics: bool = False) -> Iterator[str]:
         handoffs = ((labels, edge[0][0]) for labels, edge in list(self._named.items()))
         yield from _family(_HANDOFFS, "counter", "Handoffs seen.", (*_EDGE, "outcome"), handoffs, openmetrics)
-        for histogram in (self._duration, self._overhead, self._payload, self._tokens, self._state, self._writes):
+        for histogram in (
+            self._duration,
+            self._overhead,
+            self._inspection,
+            self._transfer,
+            self._payload,
+            self._tokens,
+            self._state,
+            self._writes,
+        ):
             yield from histogram.lines(openmetrics)
         for name, (labels, help) in COUNTERS.items():
             yield from _family(name, "counter", help, labels, list(self._counters[name].items()), openmetrics)
@@ -379,6 +411,8 @@ class Metrics:
             [0],
             self._duration.row((source, target, channel, protocol)),
             self._overhead.row((channel, protocol)),
+            self._inspection.row((channel, protocol)),
+            self._transfer.row((source, target)),
             self._payload.row((source, target)),
             self._tokens.row((source, target)),
         )

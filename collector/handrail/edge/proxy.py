@@ -68,7 +68,7 @@ _perf = time.perf_counter
 class _Passage:
     """One exchange on its way through, and what the inspector made of it so far."""
 
-    __slots__ = ("asked", "closed", "exchange", "kept", "overhead", "since")
+    __slots__ = ("asked", "closed", "exchange", "inspected", "kept", "overhead", "since")
 
     def __init__(self, exchange: Exchange) -> None:
         self.exchange = exchange
@@ -77,6 +77,7 @@ class _Passage:
         self.closed = False
         self.kept = 0
         self.overhead = 0.0
+        self.inspected = 0.0
 
 
 _NO_EXCHANGE = Exchange(id="", route=Route(), request=Request(headers={}, method="", target=""), ended=1.0)
@@ -1375,9 +1376,10 @@ class Proxy:
                 self._inspect(short, now)
                 short = []
             try:
-                asked = passage.asked
-                decisions = inspector.whole(exchange) if asked is None else inspector.close(exchange, asked)
-                recorder.record_all(list(decisions), now)
+                asked, began = passage.asked, _perf()
+                decisions = list(inspector.whole(exchange) if asked is None else inspector.close(exchange, asked))
+                recorder.inspected(decisions, passage.inspected + _perf() - began)
+                recorder.record_all(decisions, now)
                 self._count_unread(exchange)
             except Exception as error:
                 self._contain(error, now)
@@ -1392,7 +1394,10 @@ class Proxy:
 
     def _inspect(self, exchanges: list[Exchange], now: float) -> None:
         try:
-            self.recorder.record_all(self.inspector.together(exchanges), now)
+            began = _perf()
+            decisions = self.inspector.together(exchanges)
+            self.recorder.inspected(decisions, _perf() - began)
+            self.recorder.record_all(decisions, now)
             for exchange in exchanges:
                 self._count_unread(exchange)
         except Exception as error:
@@ -1426,7 +1431,9 @@ class Proxy:
             if passage.closed or passage.exchange.ended:
                 continue
             try:
+                began = _perf()
                 passage.asked, decisions = self.inspector.open(passage.exchange)
+                passage.inspected += _perf() - began
                 self.recorder.record_all(decisions, now)
             except Exception as error:
                 self._contain(error, now)
@@ -1437,7 +1444,9 @@ class Proxy:
             self.drain()  # it may repeat an exchange that is over and was not looked at yet
         now = self.now()
         try:
+            began = _perf()
             passage.asked, decisions = self.inspector.open(passage.exchange)
+            passage.inspected += _perf() - began
             self.recorder.record_all(decisions, now)
             return refusal_in(decisions)
         except Exception as error:
@@ -1504,7 +1513,9 @@ class Proxy:
             self.drain()
         now = self.now()
         try:
+            began = _perf()
             decisions = self.inspector.called(passage.exchange, passage.asked, calls, now)
+            passage.inspected += _perf() - began
             self.recorder.record_all(decisions, now)
             refusal = refusal_in(decisions)
             if refusal is not None:
@@ -1522,8 +1533,10 @@ class Proxy:
             self.drain()
         now = self.now()
         try:
+            began = _perf()
             decisions = list(self.inspector.close(passage.exchange, passage.asked))
             passage.closed = True
+            self.recorder.inspected(decisions, passage.inspected + _perf() - began)
             self.recorder.record_all(decisions, now)
             refusal = refusal_in(decisions)
             if refusal is not None:

@@ -82,6 +82,17 @@ class Recorder:
         self._groups = tuple(FindingGroups(sink) for sink in rows)
         self._logged: OrderedDict[tuple[str, str], float] = OrderedDict()
 
+    def inspected(self, decisions: Sequence[Decision], seconds: float) -> None:
+        """How long it took to make these Decisions: each event that is over has its share. Called before `record`.
+
+        The events are ours alone until they were recorded, so they are filled in and not copied.
+        """
+        over = [each.event for each in decisions if each.event is not None and each.event.outcome != "asked"]
+        if over:
+            share = seconds * 1000 / len(over)
+            for event in over:
+                msgspec.structs.force_setattr(event, "inspection_ms", share)
+
     def record(self, decision: Decision, now: float) -> None:
         self.record_all((decision,), now)
 

@@ -50,6 +50,21 @@ ORDER BY handoffs DESC, source, target, channel, protocol
 LIMIT {rows}
 """
 
+# Beside `EDGES`, because a database that an older version prepared has no such columns.
+PARTS = """
+SELECT
+    source, target, channel, protocol,
+    quantileExact(0.5)(transfer_ms) AS transfer_p50_ms,
+    quantileExact(0.99)(transfer_ms) AS transfer_p99_ms,
+    quantileExact(0.5)(inspection_ms) AS inspection_p50_ms,
+    quantileExact(0.99)(inspection_ms) AS inspection_p99_ms
+FROM {database}.handoff
+WHERE at > now64(6) - INTERVAL {seconds} SECOND
+GROUP BY source, target, channel, protocol
+ORDER BY count() DESC, source, target, channel, protocol
+LIMIT {rows}
+"""
+
 FINDINGS = """
 SELECT
     rule, severity,
@@ -173,6 +188,12 @@ class Edge(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="edg
     p99_ms: float | None
     overhead_p50_ms: float | None
     overhead_p99_ms: float | None
+    transfer_p50_ms: float | None = None
+    """First to last byte of the request and of the reply: serialisation and transfer."""
+    transfer_p99_ms: float | None = None
+    inspection_p50_ms: float | None = None
+    """What reading, validating and judging took Handrail, beside the handoff."""
+    inspection_p99_ms: float | None = None
 
 
 class FindingLine(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="findings"):
@@ -303,18 +324,23 @@ def report(client: Asked, since_seconds: float) -> ReportData:
                 raise
             return []
 
+    parts = {tuple(row[name] for name in _EDGE): row for row in ask_newer(PARTS)}
+    edges = [{**parts.get(tuple(row[name] for name in _EDGE), {}), **row} for row in ask(EDGES)]
     return ReportData(
         since_seconds=seconds,
-        edges=tuple(_record(row, Edge) for row in ask(EDGES)),
+        edges=tuple(_record(row, Edge) for row in edges),
         findings=tuple(_record(row, FindingLine) for row in ask(FINDINGS)),
         schemas=tuple(_record(row, SchemaLine) for row in ask(SCHEMAS)),
         workflows=tuple(_record(row, WorkflowLine) for row in ask(WORST)),
         traffic=tuple(_record(row, Traffic) for row in ask(TRAFFIC)),
         found=tuple(_record(row, Found) for row in ask(FOUND)),
         overheads=overheads_of(ask_newer(OVERHEADS)),
-        longest=workflows_of(ask(HOPS)),
+        longest=workflows_of(ask_newer(HOPS)),
         until=int(now["seconds"]),
     )
+
+
+_EDGE = ("source", "target", "channel", "protocol")
 
 
 def _record(row: Mapping[str, Any], into: type[Any]) -> Any:
@@ -380,12 +406,16 @@ def _table(title: str) -> Table:
 def _edges(data: ReportData) -> Table:
     title = f"Edges, last {since_text(data.since_seconds)}, slowest first"
     edges = _table(title)
+    is_known = any(edge.inspection_p50_ms is not None for edge in data.edges)
+    parts = ("transfer p50 ms", "checks p50 ms") if is_known else ()
     for name in ("source", "target", "protocol"):
         edges.add_column(name)
-    for name in ("handoffs", "/s", "errors", "p50 ms", "p95 ms", "p99 ms", "overhead p50 ms", "p99 ms"):
+    for name in ("handoffs", "/s", "errors", "p50 ms", "p95 ms", "p99 ms", "overhead p50 ms", "p99 ms", *parts):
         edges.add_column(name, justify="right")
     for edge in slowest_first(data.edges)[: SCREEN["edges"]]:
-        times = (edge.p50_ms, edge.p95_ms, edge.p99_ms, edge.overhead_p50_ms, edge.overhead_p99_ms)
+        times = [edge.p50_ms, edge.p95_ms, edge.p99_ms, edge.overhead_p50_ms, edge.overhead_p99_ms]
+        if parts:
+            times += [edge.transfer_p50_ms, edge.inspection_p50_ms]
         edges.add_row(
             _plain(edge.source),
             _plain(edge.target),
@@ -421,10 +451,17 @@ def _overheads(data: ReportData) -> Table:
     table = _table("Between agents, where both ends were seen")
     for name in ("source", "target"):
         table.add_column(name)
-    for name in ("handoffs", "total p50 ms", "own p50 ms", "between p50 ms", "p99 ms"):
+    for name in ("handoffs", "total p50 ms", "own p50 ms", "of it transfer", "between p50 ms", "p99 ms", "checks"):
         table.add_column(name, justify="right")
     for line in data.overheads[: SCREEN["overheads"]]:
-        times = (line.total_p50_ms, line.own_p50_ms, line.between_p50_ms, line.between_p99_ms)
+        times = (
+            line.total_p50_ms,
+            line.own_p50_ms,
+            line.transfer_p50_ms,
+            line.between_p50_ms,
+            line.between_p99_ms,
+            line.inspection_p50_ms,
+        )
         table.add_row(_plain(line.source), _plain(line.target), f"{line.joined_count:,}", *map(milliseconds, times))
     return table
 

@@ -310,6 +310,9 @@ EDGES: tuple[_Column, ...] = (
     ("p99 ms", "n", lambda edge: milliseconds(edge.p99_ms)),
     ("overhead p50 ms", "n", lambda edge: milliseconds(edge.overhead_p50_ms)),
     ("overhead p99 ms", "n", lambda edge: milliseconds(edge.overhead_p99_ms)),
+    ("transfer p50 ms", "n", lambda edge: milliseconds(edge.transfer_p50_ms)),
+    ("checks p50 ms", "n", lambda edge: milliseconds(edge.inspection_p50_ms)),
+    ("checks p99 ms", "n", lambda edge: milliseconds(edge.inspection_p99_ms)),
 )
 
 WORKFLOWS: tuple[_Column, ...] = (
@@ -349,8 +352,10 @@ BETWEEN: tuple[_Column, ...] = (
     ("handoffs", "n", lambda line: _n(line.joined_count)),
     ("total p50 ms", "n", lambda line: milliseconds(line.total_p50_ms)),
     ("own p50 ms", "n", lambda line: milliseconds(line.own_p50_ms)),
+    ("of it transfer", "n", lambda line: milliseconds(line.transfer_p50_ms)),
     ("between p50 ms", "n", lambda line: milliseconds(line.between_p50_ms)),
     ("between p99 ms", "n", lambda line: milliseconds(line.between_p99_ms)),
+    ("checks p50 ms", "n", lambda line: milliseconds(line.inspection_p50_ms)),
 )
 
 LONGEST: tuple[_Column, ...] = (

@@ -1,6 +1,7 @@
 """What stores' and buses' connections do goes through the dialects and the pipeline to the recorder."""
 
 from collections.abc import Callable, Iterator
+from time import perf_counter
 
 import msgspec
 
@@ -68,7 +69,9 @@ class StoreEvents:
         for at in range(1, len(events) + 1):
             if at < len(events) and events[at].kind == events[first].kind:
                 continue
+            began = perf_counter()
             decisions = self._pipeline.observe_together(events[first:at])
+            self._recorder.inspected(decisions, perf_counter() - began)
             self._recorder.record_all(decisions, self._now())
             first = at
 
@@ -104,7 +107,14 @@ class BusEvents:
                 self._recorder.amend(again)
             return
         for event in self._dialect.read(seen):
-            self._recorder.record(self._pipeline.observe(event), self._now())
+            _observed(self._pipeline, self._recorder, event, self._now())
+
+
+def _observed(pipeline: Pipeline, recorder: Recorder, event: Event, now: float) -> None:
+    began = perf_counter()
+    decision = pipeline.observe(event)
+    recorder.inspected((decision,), perf_counter() - began)
+    recorder.record(decision, now)
 
 
 def store_of(

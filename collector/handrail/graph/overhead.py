@@ -35,11 +35,15 @@ class Hop(msgspec.Struct, frozen=True, kw_only=True):
     total_ms: float
     """What the caller waited, or what the target took where nothing else is known."""
     own_ms: float | None = None
-    """What the target took."""
+    """What the target took, the bytes of request and reply there included."""
     between_ms: float | None = None
     """Network and queueing: what the caller waited and the target did not take."""
     overhead_ms: float | None = None
     """What Handrail took of it, both sidecars together."""
+    transfer_ms: float | None = None
+    """First to last byte of the request and of the reply, at the target where both ends were seen: part of `own_ms`."""
+    inspection_ms: float | None = None
+    """What Handrail took to read, validate and judge it, both sidecars together; beside it unless it was held."""
     skew: float = 0.0
     """Seconds that the target's clock is behind the caller's."""
 
@@ -74,6 +78,10 @@ class Workflow(msgspec.Struct, frozen=True, kw_only=True):
     """Which part of the critical path was spent between agents; of handoffs that were seen from both ends."""
     overhead_ms: float | None
     """What Handrail took, all handoffs together."""
+    transfer_ms: float | None = None
+    """What the bytes of requests and replies took, all handoffs together."""
+    inspection_ms: float | None = None
+    """What reading, validating and judging took Handrail, all handoffs together."""
     paths_used: int
     """Distinct pairs of agents that handed something over, in one direction."""
     paths_possible: int
@@ -133,12 +141,13 @@ def _alone(event: Event) -> Hop:
         at=event.at,
         total_ms=event.duration_ms or 0.0,
         overhead_ms=event.overhead_ms,
+        transfer_ms=event.transfer_ms,
+        inspection_ms=event.inspection_ms,
     )
 
 
 def _both(left: Event, arrived: Event) -> Hop:
     total, own = left.duration_ms or 0.0, arrived.duration_ms or 0.0
-    known = [event.overhead_ms for event in (left, arrived) if event.overhead_ms is not None]
     return Hop(
         id=left.id,
         ingress=arrived.id,
@@ -149,9 +158,16 @@ def _both(left: Event, arrived: Event) -> Hop:
         total_ms=total,
         own_ms=own,
         between_ms=max(0.0, total - own),
-        overhead_ms=sum(known) if known else None,
+        overhead_ms=_sum([left.overhead_ms, arrived.overhead_ms]),
+        transfer_ms=arrived.transfer_ms,
+        inspection_ms=_sum([left.inspection_ms, arrived.inspection_ms]),
         skew=left.at + total / 2000 - arrived.at - own / 2000,
     )
+
+
+def _sum(values: Iterable[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) if known else None
 
 
 def workflows(events: Iterable[Event]) -> list[Workflow]:
@@ -170,7 +186,6 @@ def cost(found: Sequence[Hop]) -> Workflow:
     used = {(hop.source, hop.target) for hop in found if None not in (hop.source, hop.target)}
     path, idle_ms, span_ms = critical_path(found)
     joined = [hop.between_ms for hop in found if hop.between_ms is not None]
-    overheads = [hop.overhead_ms for hop in found if hop.overhead_ms is not None]
     on_path = {step.id: step for step in path if step.between_ms is not None}
     stretches: dict[str, float] = defaultdict(float)
     for step in path:
@@ -186,7 +201,9 @@ def cost(found: Sequence[Hop]) -> Workflow:
         idle_ms=idle_ms,
         between_ms=sum(joined) if joined else None,
         between_share=min(1.0, between / span_ms) if on_path and span_ms > 0 else None,
-        overhead_ms=sum(overheads) if overheads else None,
+        overhead_ms=_sum(hop.overhead_ms for hop in found),
+        transfer_ms=_sum(hop.transfer_ms for hop in found),
+        inspection_ms=_sum(hop.inspection_ms for hop in found),
         paths_used=sum(source != target for source, target in used),
         paths_possible=len(agents) * (len(agents) - 1),
     )
