@@ -59,6 +59,7 @@ class HandoffEarly:
 
     kind: ClassVar[str] = "handoff.early"
     sees: ClassVar[frozenset[Sight]] = frozenset({"final"})
+    kinds: ClassVar[frozenset[str]] = frozenset({"write", "read", "publish", "deliver"})
     Params: ClassVar[type[msgspec.Struct]] = HandoffEarlyParams
 
     def __init__(self, rule: Rule, params: HandoffEarlyParams, registry: Registry) -> None:

@@ -34,20 +34,31 @@ _EARLIER = 16
 """Announcements remembered of one task that came before the output they announce."""
 
 
-class _Output(msgspec.Struct):
-    write: Event
-    acked: float
-    announced: bool = False
-    is_told: bool = False
-    """Of the missed announcement, or of a retry before it."""
+class _Output:
+    """The output of a task, and whether it was announced."""
+
+    __slots__ = ("acked", "announced", "is_told", "write")
+
+    def __init__(self, write: Event, acked: float) -> None:
+        self.write = write
+        self.acked = acked
+        self.announced = False
+        self.is_told = False
+        """Of the missed announcement, or of a retry before it."""
 
 
-class _Task(msgspec.Struct):
-    output: _Output | None = None
-    announced: list[tuple[float, str | None]] = []
-    """When, and by whom, it was announced before an output was seen."""
-    handed: dict[tuple[str | None, str | None], float] = {}
-    """Who handed it to whom, and when first."""
+class _Task:
+    """What is known of a task.
+
+    `announced`: when, and by whom, before an output was seen. `handed`: who handed it to whom, and when first.
+    """
+
+    __slots__ = ("announced", "handed", "output")
+
+    def __init__(self) -> None:
+        self.output: _Output | None = None
+        self.announced: list[tuple[float, str | None]] = []
+        self.handed: dict[tuple[str | None, str | None], float] = {}
 
 
 class HandoffPartial:
@@ -229,7 +240,9 @@ class HandoffPartial:
     def _asked(self, event: Event) -> Iterable[Finding]:
         """A handoff that is held: judged by the outputs that are known now, because its sender waits."""
         known = self._tasks.get((event.workflow, event.task or ""))
-        task = _Task() if known is None else _Task(known.output, list(known.announced), dict(known.handed))
+        task = _Task()
+        if known is not None:
+            task.output, task.handed = known.output, dict(known.handed)
         about = [each for each in self._hold.held() if (each[0].workflow, each[0].task) == (event.workflow, event.task)]
         about.sort(key=lambda each: (ended(each[0]) if each[0].kind == "write" else each[0].at, each[0].id))
         for held, is_announcement in about:
@@ -238,7 +251,8 @@ class HandoffPartial:
             elif held.kind == "handoff":
                 task.handed.setdefault((held.source, held.target), held.at)
             elif is_announcement and task.output is not None:
-                task.output = msgspec.structs.replace(task.output, announced=True)
+                task.output = _Output(task.output.write, task.output.acked)
+                task.output.announced = True
         if task.output is None:
             return NOTHING
         found = self._retry(event, task, task.output)

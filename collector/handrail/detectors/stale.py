@@ -5,10 +5,11 @@ Newer goes by the version where both have one that can be ordered, else by conte
 A read below the current epoch of its task is one whatever the time.
 """
 
+import math
 from collections import OrderedDict, deque
 from collections.abc import Iterable, Iterator
 from heapq import heappop, heappush
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import msgspec
 
@@ -46,42 +47,51 @@ _EXPIRES = frozenset({"EX", "PX", "EXAT", "PXAT", "SETEX", "PSETEX", "EXPIRE", "
 """Words of a write's operation that say that the key goes away by itself, so that not finding it is no wonder."""
 
 
-class _Write(msgspec.Struct, frozen=True, gc=False):
-    asked: float
-    acked: float
-    """Infinite where it was never acknowledged: it may have landed."""
-    id: str
-    version: int | str | None
-    order: tuple[float, ...] | None
-    digest: str | None
-    writer: str | None
-    removed: bool
-    expires: bool
+class _Write:
+    """A write of one key. `acked` is infinite where it was never acknowledged: it may have landed."""
 
-    @property
-    def rank(self) -> tuple[float, tuple[float, ...], float, str]:
-        return self.acked, self.order or (), self.asked, self.id
+    __slots__ = ("acked", "asked", "digest", "expires", "id", "order", "removed", "version", "writer")
 
-
-class _Epoch(msgspec.Struct):
-    epoch: int
-    at: float
-    id: str
-    writer: str | None
-    version: int | str | None
+    def __init__(self, event: Event) -> None:
+        self.asked = event.at
+        self.acked = ended(event) if event.outcome in ACKNOWLEDGED else math.inf
+        self.id = event.id
+        self.version: int | str | None = event.state_version
+        self.order = order_of(event.state_version)
+        self.digest: str | None = event.digest
+        self.writer: str | None = event.source
+        self.removed = removes(event)
+        self.expires = not _EXPIRES.isdisjoint((event.operation or "").upper().split())
 
 
-class _Stale(msgspec.Struct):
+class _Epoch:
+    """When a task reached an epoch, and by whom."""
+
+    __slots__ = ("at", "epoch", "id", "version", "writer")
+
+    def __init__(self, epoch: int, event: Event) -> None:
+        self.epoch = epoch
+        self.at = ended(event)
+        self.id = event.id
+        self.writer: str | None = event.source
+        self.version: int | str | None = event.state_version
+
+
+class _Stale:
     """A stale read that is being told, or was."""
 
-    read: Event
-    reader: str | None
-    message: str
-    evidence: dict[str, Any]
-    write: str
-    side: Literal["store", "receiver"]
-    due: float
-    is_told: bool = False
+    __slots__ = ("due", "evidence", "is_told", "message", "read", "reader", "write")
+
+    def __init__(
+        self, read: Event, reader: str | None, message: str, evidence: dict[str, Any], write: str, due: float
+    ) -> None:
+        self.read = read
+        self.reader = reader
+        self.message = message
+        self.evidence = evidence
+        self.write = write
+        self.due = due
+        self.is_told = False
 
 
 class StaleRead:
@@ -113,6 +123,10 @@ class StaleRead:
         kind = event.kind
         if event.outcome == "asked":
             return self._asked(event) if self._enforced and kind == "read" else NOTHING
+        if kind == "handoff" and self._asleep is not None and event.state_version is None:
+            if event.source is not None:
+                self._asleep.append(handed(event))
+            return NOTHING
         if kind == "read":
             if event.key is None or event.outcome not in ACKNOWLEDGED or event.id in self._refused:
                 return NOTHING
@@ -122,9 +136,6 @@ class StaleRead:
         else:
             return NOTHING
         if self._asleep is not None:
-            if kind == "handoff" and event.state_version is None:
-                self._asleep.append(handed(event))
-                return NOTHING
             self._wake(self._asleep)
         if event.payload is not None or event.reply is not None:
             event = msgspec.structs.replace(event, payload=None, reply=None)
@@ -152,7 +163,7 @@ class StaleRead:
         if event.key is None or (outcome not in ACKNOWLEDGED and outcome not in MAYBE):
             return
         key = (event.store, event.key)
-        write = _write_of(event)
+        write = _Write(event)
         writes = self._writes.get(key)
         if writes is None:
             writes = self._writes[key] = []
@@ -174,7 +185,7 @@ class StaleRead:
         epochs = self._epochs.setdefault(task, {})
         self._epochs.move_to_end(task)
         known = epochs.get(epoch)
-        begun = _Epoch(epoch, ended(event), event.id, event.source, event.state_version)
+        begun = _Epoch(epoch, event)
         if known is None or (begun.at, begun.id) < (known.at, known.id):
             epochs[epoch] = begun
             if len(epochs) > _WRITES:
@@ -247,7 +258,7 @@ class StaleRead:
                 )
                 write = below.id
         due = ended(read) + (_ACTS_SECONDS if self.is_recorded else self._params.acts_seconds)
-        return _Stale(read, reader, message, evidence, write, "store", due)
+        return _Stale(read, reader, message, evidence, write, due)
 
     def _below(self, read: Event, epochs: Iterable[_Epoch] | None) -> _Epoch | None:
         """The task's current epoch, where the read is below it."""
@@ -269,10 +280,10 @@ class StaleRead:
             if held.kind == "read" or held.outcome not in ACKNOWLEDGED:
                 continue
             if held.kind == "write" and (held.store, held.key) == (event.store, event.key):
-                writes.append(_write_of(held))
+                writes.append(_Write(held))
             epoch = epoch_of(held.state_version)
             if epoch is not None and (held.workflow, held.task) == (event.workflow, event.task):
-                epochs.append(_Epoch(epoch, ended(held), held.id, held.source, held.state_version))
+                epochs.append(_Epoch(epoch, held))
         writes.sort(key=_rank)
         stale = self._stale(event, writes, epochs)
         if stale is None or (self._params.refuse == "epoch" and "epoch_current" not in stale.evidence):
@@ -329,7 +340,7 @@ class StaleRead:
             stale.read,
             message,
             evidence=evidence,
-            side=stale.side,
+            side="store",
             events=events,
             same=(key_form(stale.read),),
         )
@@ -363,30 +374,14 @@ class StaleRead:
 
     def close(self) -> Iterable[Finding]:
         """Nothing comes any more: what is stale is told, whatever its reader may yet do."""
-        return [*self._taken_up(self._hold.rest()), *self._timed(float("inf"))]
+        return [*self._taken_up(self._hold.rest()), *self._timed(math.inf)]
 
     def __len__(self) -> int:
         return max(len(self._writes), len(self._epochs), len(self._told), len(self._asleep or ()))
 
 
 def _rank(write: _Write) -> tuple[float, tuple[float, ...], float, str]:
-    return write.rank
-
-
-def _write_of(event: Event) -> _Write:
-    acked = ended(event) if event.outcome in ACKNOWLEDGED else float("inf")
-    words = (event.operation or "").upper().split()
-    return _Write(
-        asked=event.at,
-        acked=acked,
-        id=event.id,
-        version=event.state_version,
-        order=order_of(event.state_version),
-        digest=event.digest,
-        writer=event.source,
-        removed=removes(event),
-        expires=not _EXPIRES.isdisjoint(words),
-    )
+    return write.acked, write.order or (), write.asked, write.id
 
 
 def superseded(read: Event, writes: list[_Write], grace: float) -> tuple[_Write, _Write, _Write | None] | None:
