@@ -215,3 +215,39 @@ def test_a_checkpointer_shows_the_state_between_nodes(tmp_path: Path) -> None:
     assert all(event.payload_bytes for event in writes)
     assert {event.outcome for event in writes} == {"failed"}
     assert found.handoffs == []
+
+
+ENFORCED = """
+language: 1
+rules:
+  - id: schema.violation
+    title: t
+    why: w
+    maturity: stable
+    severity: critical
+    kind: schema.violation
+    action: enforce
+    tests:
+      - {name: a repeated key, events: [{at: 0, uninspected: duplicate_key}], finds: 1}
+      - {name: nothing wrong, events: [{at: 0}], finds: 0}
+"""
+
+
+@pytest.mark.parametrize("flags", [("--chat", "--stream"), ("--stream",)], ids=["chat-stream", "responses-stream"])
+def test_a_refused_handoff_is_an_error_that_the_framework_understands(tmp_path: Path, flags: tuple[str, ...]) -> None:
+    """In enforce mode: good ones go through and the run ends well; a bad one never reaches the SDK, and says why."""
+    rules, config = tmp_path / "rules.yaml", tmp_path / "handrail.yaml"
+    rules.write_text(ENFORCED)
+    config.write_text(f"rules: {{builtin: false, files: [{rules}]}}\n")
+    bad = [{"system": "You are the triage agent", "call": {"transfer_to_billing_agent": BAD}}]
+
+    good = run(*AGENTS, THREE, [TWICE], tmp_path, *flags, handrail=("-c", str(config)))
+    assert good.process.returncode == 0, good.process.stderr
+    assert [event.outcome for event in good.handoffs] == ["accepted", "accepted"]
+    assert "Refund Agent: It is refunded." in good.process.stdout
+
+    refused = run(*AGENTS, bad, [TWICE], tmp_path, *flags, handrail=("-c", str(config)))
+    assert refused.process.returncode == 1
+    assert "violates" in refused.process.stderr
+    assert "ModelBehaviorError" not in refused.process.stderr
+    assert {event.outcome for event in refused.handoffs} == {"rejected"}
