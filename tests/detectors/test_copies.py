@@ -3,7 +3,10 @@
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from handrail.detectors.copies import _sketcher
 from handrail.event import Event, digest_of
 
 TEXT = (
@@ -107,3 +110,21 @@ def test_another_text_is_not_similar(build) -> None:
     pytest.importorskip("datasketch")
     other = {"summary": "Nothing of this is about money: the garden needs water in the morning and shade at noon."}
     assert not twice(build, {"payload": {"summary": TEXT}}, {"payload": other, "task": "u"}, similarity=0.3)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    one=st.lists(st.integers(0, 400), min_size=1, max_size=700),
+    kept=st.integers(0, 700),
+    added=st.lists(st.integers(0, 400), max_size=80),
+    least=st.sampled_from((0.5, 0.65, 0.8, 0.95)),
+)
+def test_no_likeness_is_ruled_out_that_a_minhash_would_tell(
+    one: list[int], kept: int, added: list[int], least: float
+) -> None:
+    """The cheaper look at a sample never hides what is as much alike as the rule asks for."""
+    sketch = _sketcher()
+    first, second = (sketch(" ".join(f"w{word}" for word in words), None) for words in (one, [*one[:kept], *added]))
+    if second is not None and first.jaccard(second) >= least:
+        assert first.may_reach(second, second.sample(), least)
+        assert second.may_reach(first, first.sample(), least)

@@ -11,15 +11,13 @@ from typing import Any, Literal
 import msgspec
 
 from handrail.detectors.sighting import ACKNOWLEDGED, Hold, ended, is_output, reader_of, same_content, says_complete
-from handrail.detectors.similarity import phrases_of, sampled, text_of
+from handrail.detectors.similarity import Phrases, phrases_of, text_of
 from handrail.event import Event, digest_of
 
 _KINDS = frozenset({"write", "publish", "deliver"})
 _TASKS = 32
 """Tasks remembered for one content, and texts remembered for one workflow."""
 
-_SAMPLE = 128
-"""Phrases by which two texts are compared at first."""
 _MARGIN = 0.35
 """How far likeness by samples may be from likeness by MinHashes: seven standard deviations of the first."""
 _CODES = 2_048
@@ -219,15 +217,16 @@ class Copies:
         else:
             self._texts.move_to_end(event.workflow)
         best: Copy | None = None
+        least, sample = self._similarity or 1.0, sketch.sample()
         for first, known in texts:
             if first.kind != event.kind or (first.task == event.task and first.source == event.source):
                 continue
             if first.digest is not None and first.digest == event.digest and event.kind == "handoff":
                 continue  # handed on unchanged: forwarding, and no second output
-            if not known.may_reach(sketch, self._similarity or 1.0):
+            if not known.may_reach(sketch, sample, least):
                 continue
             likeness = known.jaccard(sketch)
-            if likeness >= (self._similarity or 1.0) and (best is None or likeness > (best.similarity or 0.0)):
+            if likeness >= least and (best is None or likeness > (best.similarity or 0.0)):
                 best = Copy(first, event, "similar", round(likeness, 4))
         texts.append((event, sketch))
         if len(texts) > _TASKS:
@@ -271,16 +270,15 @@ class _Text:
 
     __slots__ = ("_codes", "_empty", "_made", "_mask", "_sample", "_size")
 
-    def __init__(self, codes: frozenset[int], empty: Any) -> None:
-        self._size = len(codes)
-        self._mask, self._sample = sampled(codes, _SAMPLE)
+    def __init__(self, text: Phrases, empty: Any) -> None:
+        self._size, self._mask, self._sample = len(text.codes), text.mask, array("I", text.sample)
         self._empty: Any = empty
         self._codes: Any = None
         self._made: Any = None
-        if len(codes) <= _CODES:
-            self._codes = array("I", codes)
+        if self._size <= _CODES:
+            self._codes = array("I", list(text.codes))
         else:
-            self._made = self._make(codes)
+            self._made = self._make(text.codes)
 
     def _make(self, codes: Any) -> Any:
         made = self._empty.copy()
@@ -297,18 +295,20 @@ class _Text:
         """How much of the phrases of both is in both, by their MinHashes."""
         return float(self._minhash().jaccard(other._minhash()))
 
-    def may_reach(self, other: "_Text", least: float) -> bool:
-        """Whether `jaccard` may be so much."""
+    def sample(self) -> frozenset[int]:
+        return frozenset(self._sample)
+
+    def may_reach(self, other: "_Text", sample: frozenset[int], least: float) -> bool:
+        """Whether `jaccard` may be so much; `sample` is the other's."""
         floor = least - _MARGIN
         if min(self._size, other._size) < floor * max(self._size, other._size):
             return False
-        one, two = self._sample, other._sample
-        if self._mask != other._mask:
-            mask = self._mask | other._mask
-            one = frozenset([code for code in one if not code & mask])
-            two = frozenset([code for code in two if not code & mask])
-        common = len(one & two)
-        return common >= floor * (len(one) + len(two) - common)
+        mask = self._mask | other._mask
+        own = self._sample if self._mask == mask else [code for code in self._sample if not code & mask]
+        if other._mask != mask:
+            sample = frozenset([code for code in sample if not code & mask])
+        common = len(sample.intersection(own))
+        return common >= floor * (len(own) + len(sample) - common)
 
 
 def _sketcher() -> Sketch:
@@ -322,8 +322,8 @@ def _sketcher() -> Sketch:
     empty = MinHash(num_perm=128, seed=1, hashfunc=int)
 
     def sketch(payload: Any, digest: str | None) -> _Text | None:
-        codes = phrases_of(payload, digest)
-        return _Text(codes, empty) if codes else None
+        text = phrases_of(payload, digest)
+        return _Text(text, empty) if text.codes else None
 
     return sketch
 

@@ -9,12 +9,10 @@ import msgspec
 
 from handrail.detectors import NOTHING, Rule, Sight, finding
 from handrail.detectors.params import ForwardedParams
-from handrail.detectors.similarity import phrases_of, sampled
+from handrail.detectors.similarity import phrases_of
 from handrail.event import Event, Finding
 from handrail.schema.registry import Matcher, Registry, matcher
 
-_SAMPLE: Final = 128
-"""Fingerprints kept of a payload."""
 _ENOUGH: Final = 24
 """Fingerprints that two payloads must be compared by; fewer say little."""
 
@@ -40,7 +38,7 @@ class ContextForwarded:
     """What somebody else had said is passed on whole.
 
     Method: every run of three words is hashed (w-shingling, Broder 1997), those with k low bits zero are kept, k as
-    small as keeps 128 (modulo sampling: the same phrase is kept in every payload, so that containment can be
+    small as keeps SAMPLE (modulo sampling: the same phrase is kept in every payload, so that containment can be
     estimated; ± 8 % at 95 %). Order, layout, case, punctuation and the keys of JSON do not matter. Compared is the part
     of the earlier payload that is in the later one, so that what is added does not hide it. What an agent says twice
     itself, and an answer to the one that said it, are not forwarded. What is past
@@ -61,6 +59,7 @@ class ContextForwarded:
         self._second = 0.0
         self._compared = 0
         self._per_second: int = params.per_second
+        self._hops: int = params.hops
         self._least: int = params.at_least_words
 
     def observe(self, event: Event) -> Iterable[Finding]:
@@ -83,17 +82,18 @@ class ContextForwarded:
         self._compared += 1
         if self._compared > self._per_second:
             return NOTHING
-        codes = phrases_of(payload, digest)
-        if len(codes) < self._least - 2:
+        text = phrases_of(payload, digest)
+        count, mask, prints = len(text.codes), text.mask, text.sample
+        if count < self._least - 2:
             return NOTHING
-        mask, prints = sampled(codes, _SAMPLE)
         found = NOTHING if hops is None else self._judge(event, source, target, hops, mask, prints)
         if hops is None:
             hops = self._workflows[key] = []
             if len(self._workflows) > self._params.keys:
                 self._workflows.popitem(last=False)
-        hops.append(_Hop(event.id, source, target, digest, mask, array("I", sorted(prints)), len(codes) + 2))
-        del hops[: -self._params.hops]
+        hops.append(_Hop(event.id, source, target, digest, mask, array("I", prints), count + 2))
+        if len(hops) > self._hops:
+            del hops[0]
         return found
 
     def _judge(

@@ -7,7 +7,6 @@ the findings that the live system gave.
 
 import re
 from collections.abc import Iterable, Iterator
-from collections.abc import Set as AbstractSet
 from typing import Any, Final
 from zlib import crc32
 
@@ -169,47 +168,58 @@ def places(payload: Any, text: str) -> set[str]:
     return found
 
 
-def phrases(text: str) -> set[int]:
+def phrases(text: str) -> frozenset[int]:
     """Every three words in a row of a text, as 32-bit hashes (CRC-32); fewer words are one phrase, no words none.
 
     A paraphrase has new phrases though few new words; a text that is re-wrapped, re-quoted or put in capitals has none.
     """
     spoken = words(text)
     if len(spoken) < 3:
-        return {crc32(b" ".join(spoken))} if spoken else set()
-    return set(map(crc32, spoken[2:], map(crc32, spoken[1:], map(crc32, spoken))))
+        return frozenset((crc32(b" ".join(spoken)),)) if spoken else frozenset()
+    return frozenset(map(crc32, map(b"".join, zip(spoken, spoken[1:], spoken[2:], strict=False))))
 
 
+class Phrases:
+    """The phrases of a text, and those by which it is compared with others: at most SAMPLE that have no bit of `mask`.
+
+    Which are kept depends on each phrase alone, so that two samples can be compared: by the larger mask of both.
+    """
+
+    __slots__ = ("codes", "mask", "sample")
+
+    def __init__(self, codes: frozenset[int]) -> None:
+        self.codes = codes
+        self.mask, self.sample = sampled(codes, SAMPLE)
+
+
+SAMPLE: Final = 128
 _LATEST: Final = 16
 """Payloads whose phrases are remembered: several rules ask about the events that are observed together."""
 _LATEST_CODES: Final = 4_096
 """Phrases of one of them; those of a longer text are made again."""
-_latest: Final[dict[tuple[int, str], frozenset[int]]] = {}
+_latest: Final[dict[tuple[int, str], Phrases]] = {}
 
 
-def phrases_of(payload: Any, digest: str | None) -> frozenset[int]:
+def phrases_of(payload: Any, digest: str | None) -> Phrases:
     """A payload's phrases. With its digest they are made once for the rules that ask about it in turn."""
     if digest is None:
-        return frozenset(phrases(text_of(payload)))
+        return Phrases(phrases(text_of(payload)))
     key = (id(payload), digest)  # the object too, because equal payloads may have their keys in another order
-    codes = _latest.get(key)
-    if codes is None:
-        codes = frozenset(phrases(text_of(payload)))
-        if len(codes) <= _LATEST_CODES:
-            _latest[key] = codes
+    known = _latest.get(key)
+    if known is None:
+        known = Phrases(phrases(text_of(payload)))
+        if len(known.codes) <= _LATEST_CODES:
+            _latest[key] = known
             if len(_latest) > _LATEST:
                 del _latest[next(iter(_latest))]
-    return codes
+    return known
 
 
-def sampled(codes: AbstractSet[int], size: int) -> tuple[int, frozenset[int]]:
-    """At most `size` of the hashes, those that have none of the low bits of a mask, and the mask.
-
-    Which are kept depends on each hash alone, so that two samples can be compared: by the larger mask of both.
-    """
+def sampled(codes: frozenset[int], size: int) -> tuple[int, frozenset[int]]:
+    """At most `size` of the hashes, those that have none of the low bits of a mask, and the mask."""
     mask = (1 << ((len(codes) - 1) // size).bit_length()) - 1 if codes else 0
     if not mask:
-        return 0, frozenset(codes)
+        return 0, codes
     kept = [code for code in codes if not code & mask]
     while len(kept) > size:
         mask = mask << 1 | 1
