@@ -191,3 +191,30 @@ def test_the_difference_is_told_to_a_person_and_to_a_script(run: Run) -> None:
         {"type": "summary", "added": 1, "removed": 0, "changed": 0},
     ]
     assert run("diff", "old.json", "old.json").stdout == "no difference\n"
+
+
+def doubling(leaf: str, **more: Any) -> Any:
+    """A schema that leads to its innermost part in 2^30 ways."""
+    parts: dict[str, Any] = {f"p{level}": {"allOf": [{"$ref": f"#/$defs/p{level + 1}"}] * 2} for level in range(30)}
+    return {"$ref": "#/$defs/p0", "$defs": parts | {"p30": {"type": leaf}}, **more}
+
+
+@pytest.mark.parametrize(("leaf", "changed"), [("string", 0), ("integer", 1)])
+def test_a_difference_is_found_however_many_ways_lead_there(run: Run, tmp_path: Path, leaf: str, changed: int) -> None:
+    """Each pair of subschemas is compared once at a place; and what stands beside a reference hides nothing."""
+    (tmp_path / "old.json").write_text(json.dumps(doubling("string")))
+    (tmp_path / "new.json").write_text(json.dumps(doubling(leaf, maxProperties=3)))
+    *changes, summary = lines(run("diff", "old.json", "new.json", "--output", "json"))
+    assert summary == {"type": "summary", "added": 1, "removed": 0, "changed": changed}
+    added = {"type": "change", "kind": "added", "path": "", "keyword": "maxProperties", "old": None, "new": 3}
+    assert added in changes
+
+
+def test_what_stands_beside_a_reference_hides_no_difference(run: Run, tmp_path: Path) -> None:
+    """A change behind a reference is told though the reference itself and its neighbours stayed as they were."""
+    for name, kind in (("old", "string"), ("new", "integer")):
+        part = {"properties": {"size": {"type": kind}}}
+        schema = {"properties": {"part": {"$ref": "#/$defs/part", "maxProperties": 3}}, "$defs": {"part": part}}
+        (tmp_path / f"{name}.json").write_text(json.dumps(schema))
+    change, _ = lines(run("diff", "old.json", "new.json", "--output", "json"))
+    assert (change["kind"], change["path"], change["keyword"]) == ("changed", "/part/size", "type")

@@ -1,7 +1,7 @@
 """Two schemas become the list of what was added, removed and changed between them, place by place in the payload."""
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from itertools import zip_longest
 from typing import Any
 
@@ -27,12 +27,9 @@ class Change(msgspec.Struct, frozen=True):
 
 def difference(old: Place, new: Place) -> list[Change]:
     """What differs, at most MAX_CHANGES places, in the order of the old schema. Annotations do not count."""
-    found: dict[tuple[str, str, str], Change] = {}
-    for change in _changes(old, new, "", frozenset()):
-        found.setdefault((change.kind, change.path, change.keyword), change)
-        if len(found) >= MAX_CHANGES:
-            break
-    return list(found.values())
+    search = _Search()
+    search.walk(old, new, "", frozenset())
+    return list(search.found.values())
 
 
 def told(changes: Sequence[Change]) -> list[dict[str, Any]]:
@@ -60,56 +57,105 @@ def escaped(step: str) -> str:
     return step.replace("~", "~0").replace("/", "~1")
 
 
-def _changes(old: Place, new: Place, path: str, above: frozenset[tuple[int, int]]) -> Iterator[Change]:
-    old, new = _resolved(old), _resolved(new)
-    key = id(old.schema), id(new.schema)
-    if key in above or len(above) > 64 or (old.draft == new.draft and _is_alike(old, new)):
-        return
-    above |= {key}
-    if not isinstance(old.schema, dict) or not isinstance(new.schema, dict):
-        if not (_is_anything(old.schema) and _is_anything(new.schema)):
-            yield Change("changed", path, "schema", old.schema, new.schema)
-        return
-    before, after = plain(old), plain(new)
-    for keyword in dict.fromkeys((*before, *after)):
-        if keyword in ANNOTATIONS or keyword.startswith("x-"):
-            continue
-        one, other = before.get(keyword), after.get(keyword)
-        if keyword in ("properties", "patternProperties", "dependentSchemas"):
-            one, other = one or {}, other or {}
-            for name in dict.fromkeys((*one, *other)):
-                where = {"properties": f"{path}/{escaped(name)}", "patternProperties": f"{path}/*"}.get(keyword, path)
-                if name not in one:
-                    yield Change("added", where, keyword, None, other[name])
-                elif name not in other:
-                    yield Change("removed", where, keyword, one[name], None)
-                else:
-                    yield from _changes(old.inner(one[name]), new.inner(other[name]), where, above)
-        elif keyword in _SINGLE and keyword in before and keyword in after:
-            yield from _changes(old.inner(one), new.inner(other), path + _SINGLE[keyword], above)
-            if keyword == "if":
-                for branch in ("then", "else"):
-                    yield from _changes(
-                        old.inner(before.get(branch, True)), new.inner(after.get(branch, True)), path, above
-                    )
-        elif keyword == "prefixItems":
-            for index, (a, b) in enumerate(zip_longest(one or (), other or (), fillvalue=None)):
-                if a is None or b is None:
-                    yield Change("added" if a is None else "removed", f"{path}/{index}", keyword, a, b)
-                else:
-                    yield from _changes(old.inner(a), new.inner(b), f"{path}/{index}", above)
-        elif keyword in _LISTS and isinstance(one, list) and isinstance(other, list) and len(one) == len(other):
-            for a, b in zip(one, other, strict=True):
-                yield from _changes(old.inner(a), new.inner(b), path, above)
-        elif keyword == "required":
-            for name in dict.fromkeys((*(one or ()), *(other or ()))):
-                if name not in (one or ()):
-                    yield Change("added", f"{path}/{escaped(name)}", keyword, False, True)
-                elif name not in (other or ()):
-                    yield Change("removed", f"{path}/{escaped(name)}", keyword, True, False)
-        elif one != other or type(one) is not type(other):
-            kind = "added" if keyword not in before else "removed" if keyword not in after else "changed"
-            yield Change(kind, path, keyword, _as_written(old, keyword, one), _as_written(new, keyword, other))
+class _Search:
+    """One walk through two schemas side by side.
+
+    References may lead to one pair of subschemas along many ways, twice as many with each level. A pair is compared
+    once at each place, and where nothing differs, once at all.
+    """
+
+    def __init__(self) -> None:
+        self.found: dict[tuple[str, str, str], Change] = {}
+        self._seen: set[tuple[int, int, str]] = set()
+        self._alike: set[tuple[int, int]] = set()
+        self._kept: list[Any] = []
+        """What was compared, so that no identity is given twice."""
+
+    def _add(self, kind: str, path: str, keyword: str, old: Any, new: Any) -> None:
+        if len(self.found) < MAX_CHANGES:
+            self.found.setdefault((kind, path, keyword), Change(kind, path, keyword, old, new))
+
+    def walk(self, old: Place, new: Place, path: str, above: frozenset[tuple[int, int]]) -> bool:
+        """Whether all that is below was compared; False where a pair stands below itself, or the list is full."""
+        old, new = _resolved(old), _resolved(new)
+        key = id(old.schema), id(new.schema)
+        if key in self._alike or (*key, path) in self._seen or (old.draft == new.draft and _is_alike(old, new)):
+            return True
+        if key in above or len(above) > 64 or len(self.found) >= MAX_CHANGES:
+            return False
+        self._kept += (old.schema, new.schema)
+        self._seen.add((*key, path))
+        before = len(self.found)
+        if not isinstance(old.schema, dict) or not isinstance(new.schema, dict):
+            if not (_is_anything(old.schema) and _is_anything(new.schema)):
+                self._add("changed", path, "schema", old.schema, new.schema)
+            return True
+        is_whole = self._keywords(old, new, path, above | {key})
+        if is_whole and len(self.found) == before:
+            self._alike.add(key)
+        return is_whole
+
+    def _keywords(self, old: Place, new: Place, path: str, above: frozenset[tuple[int, int]]) -> bool:
+        before, after = _view(old), _view(new)
+        is_whole = True
+        for keyword in dict.fromkeys((*before, *after)):
+            if keyword in ANNOTATIONS or keyword.startswith("x-"):
+                continue
+            one, old = before.get(keyword, (None, old))
+            other, new = after.get(keyword, (None, new))
+            inside: list[tuple[Place, Place, str]] = []
+            if keyword in ("properties", "patternProperties", "dependentSchemas"):
+                one, other = one or {}, other or {}
+                for name in dict.fromkeys((*one, *other)):
+                    where = {"properties": f"{path}/{escaped(name)}", "patternProperties": f"{path}/*"}
+                    place = where.get(keyword, path)
+                    if name not in one:
+                        self._add("added", place, keyword, None, other[name])
+                    elif name not in other:
+                        self._add("removed", place, keyword, one[name], None)
+                    else:
+                        inside.append((old.inner(one[name]), new.inner(other[name]), place))
+            elif keyword in _SINGLE and keyword in before and keyword in after:
+                inside.append((old.inner(one), new.inner(other), path + _SINGLE[keyword]))
+                if keyword == "if":
+                    for branch in ("then", "else"):
+                        a, _ = before.get(branch, (True, old))
+                        b, _ = after.get(branch, (True, new))
+                        inside.append((old.inner(a), new.inner(b), path))
+            elif keyword == "prefixItems":
+                for index, (a, b) in enumerate(zip_longest(one or (), other or (), fillvalue=None)):
+                    if a is None or b is None:
+                        self._add("added" if a is None else "removed", f"{path}/{index}", keyword, a, b)
+                    else:
+                        inside.append((old.inner(a), new.inner(b), f"{path}/{index}"))
+            elif keyword in _LISTS and isinstance(one, list) and isinstance(other, list) and len(one) == len(other):
+                inside += [(old.inner(a), new.inner(b), path) for a, b in zip(one, other, strict=True)]
+            elif keyword == "required":
+                for name in dict.fromkeys((*(one or ()), *(other or ()))):
+                    if name not in (one or ()):
+                        self._add("added", f"{path}/{escaped(name)}", keyword, False, True)
+                    elif name not in (other or ()):
+                        self._add("removed", f"{path}/{escaped(name)}", keyword, True, False)
+            elif one != other or type(one) is not type(other):
+                kind = "added" if keyword not in before else "removed" if keyword not in after else "changed"
+                self._add(kind, path, keyword, _as_written(old, keyword, one), _as_written(new, keyword, other))
+            for each in inside:
+                is_whole = self.walk(*each, above) and is_whole
+        return is_whole
+
+
+def _view(place: Place) -> dict[str, tuple[Any, Place]]:
+    """The keywords that apply to a value here, with the place of each: beside a reference those of its target too."""
+    found: dict[str, tuple[Any, Place]] = {}
+    for _ in range(32):
+        for keyword, value in plain(place).items():
+            found.setdefault(keyword, (value, place))
+        reference = plain(place).get("$ref")
+        target = place.target(reference) if isinstance(reference, str) else None
+        if target is None or not isinstance(target.schema, dict):
+            break
+        place = target
+    return found
 
 
 def _as_written(place: Place, keyword: str, normal: Any) -> Any:
