@@ -10,7 +10,7 @@ FRAMEWORKS := openai-agents langgraph autogen
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test frameworks test-frameworks lint format rules compiled test-compiled bench bench-stores bench-detectors bench-waits clean
+.PHONY: help setup demo test frameworks test-frameworks lint format rules compiled test-compiled bench bench-proxies bench-stores bench-detectors bench-waits clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*##/\1:/p' $(MAKEFILE_LIST) | while IFS=: read -r name text; do printf '  make %-15s%s\n' "$$name" "$$text"; done
@@ -49,7 +49,10 @@ test-compiled: $(FAST)/.ready  ## the tests of the compiled modules, and of what
 	@$(FAST)/bin/handrail --version | grep -q '(compiled)'
 	@$(FAST)/bin/python -m pytest $(SIDE_BY_SIDE) --override-ini pythonpath=tests $(or $(ARGS),$(COMPILED_TESTS))
 
-bench: $(FAST)/.bench-ready  ## measure the compiled build beside Envoy, mitmproxy, aiohttp (needs wrk, nginx)
+bench: $(FAST)/.bench-ready  ## measure all of the following, and say what is reached; ARGS=--quick is short
+	@$(FAST)/bin/python tests/bench/suite.py --handrail $(FAST)/bin/python $(ARGS)
+
+bench-proxies: $(FAST)/.bench-ready  ## measure the compiled build beside Envoy, mitmproxy, aiohttp (needs wrk, nginx)
 	@$(FAST)/bin/python tests/bench/run.py --handrail $(FAST)/bin/python $(ARGS)
 
 bench-stores: $(FAST)/.bench-ready  ## measure what a Redis store costs behind the compiled build (needs redis-tools)

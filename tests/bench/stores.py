@@ -130,6 +130,7 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=5, metavar="N")
     parser.add_argument("--requests", type=int, default=50_000, metavar="N", help="of a run that is not pipelined")
     parser.add_argument("--handrail", metavar="PYTHON", help="interpreter where Handrail is installed (this tree)")
+    parser.add_argument("--results", type=Path, metavar="FILE", help="write what was measured there, not to the output")
     parser.add_argument("--check", action="store_true", help="exit with 1 where a target was missed")
     options = parser.parse_args()
     try:
@@ -138,7 +139,10 @@ def main() -> int:
     except (Missing, Broken) as error:
         print(f"cannot measure: {error}", file=sys.stderr)
         return 2
-    print(json.dumps(result))
+    if options.results is not None:
+        options.results.write_text(json.dumps(result) + "\n")
+    else:
+        print(json.dumps(result))
     for missed in result["missed"]:  # type: ignore[attr-defined]
         print(f"missed: {missed}", file=sys.stderr)
     return 1 if options.check and result["missed"] else 0
