@@ -43,7 +43,9 @@ class Stub:
         sent = UNPACK[request.headers.get("Content-Encoding", "identity")](await request.read())
         query = request.query.get("query")
         if query is None:
-            head, _, data = sent.partition(b"\n") if INSERT.match(sent[:200].decode("latin-1")) else (sent, b"", b"")
+            head, _, data = sent.partition(b"\n")
+            if not INSERT.match(head.decode("latin-1")) or not FORMAT.search(head.decode("latin-1")):
+                head, data = sent, b""  # also INSERT … SELECT, which carries no rows
             query, sent = head.decode(), data
         elif not INSERT.match(query):
             query, sent = query + "\n" + sent.decode(), b""
