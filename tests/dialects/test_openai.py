@@ -286,13 +286,21 @@ def test_a_long_stream_costs_less_than_a_millisecond() -> None:
 
 
 def test_a_long_history_is_parsed_once() -> None:
-    """What was read of a request is kept with it until the exchange is over."""
+    """A megabyte of it. Once it was read its bytes may be gone: everything else works on what was kept."""
     history = [user("x" * 1_000), answered("y" * 1_000)] * 500
-    exchange = at(0, chat("You are the triage agent.", *history, user("go"), tools=[TO]), choice(called("k1", NAME)))
-    inspector = build(Config(), Registry(), ())
-    read = exchange.request.json(exchange.route.limits)
-    list(inspector.whole(exchange))
-    assert exchange.request.json(exchange.route.limits) is read
+    body = chat("You are the triage agent.", *history, user("go"), tools=[TO])
+
+    def told(*, is_there: bool) -> list[Any]:
+        exchange = at(0, body, choice(called("k1", NAME)))
+        exchange.request.json(exchange.route.limits)
+        if not is_there:
+            exchange.request.body = b""
+        inspector = build(Config(), Registry(), ())
+        found = [each.event for each in (*inspector.whole(exchange), *inspector.end()) if each.event is not None]
+        return [(event.kind, event.target, event.outcome, event.uninspected, event.payload_bytes) for event in found]
+
+    assert told(is_there=False) == told(is_there=True)
+    assert [each[0] for each in told(is_there=False)] == ["usage", "handoff", "handoff"]
 
 
 KEYS = re.findall(

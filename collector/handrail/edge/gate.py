@@ -221,20 +221,27 @@ class ReplyGate:
         A call begins with `tool_calls`, `tool_use`, `custom_tool_call`, `function_call` or a name like these.
         """
         reading = self._reading
-        for said in SseDecoder(len(event)).feed(event, 0.0):
-            if type(said) is not ServerSentEvent:
-                continue
+        for said in _data(event):
             try:
-                reading.add(orjson.loads(said.data))
+                reading.add(orjson.loads(said))
             except orjson.JSONDecodeError:
                 continue  # its clients cannot read it either
-        self._calling = reading.is_calling
+        was_calling, self._calling = self._calling, reading.is_calling
+        if was_calling and self._calling and b'"name"' not in event:
+            return True  # more of a call: none is complete before all are, or another begins
         calls = {number: call for number, call in reading.calls().items() if self._judged.get(number) != call}
         if not calls:
             return True
         self._judged |= calls
         self.refusal = self._judge(calls)
         return self.refusal is None
+
+
+def _data(event: bytes) -> list[bytes]:
+    """The data of an event: of one line, as most have, or as the decoder reads it."""
+    if event.startswith(b"data: ") and event.find(b"\n") == len(event) - 2 and b"\r" not in event:
+        return [event[6:-2]]
+    return [said.data for said in SseDecoder(len(event)).feed(event, 0.0) if isinstance(said, ServerSentEvent)]
 
 
 _LENGTH = re.compile(rb"\r\ncontent-length:[ \t]*([0-9]{1,18})[ \t]*\r\n")
