@@ -156,7 +156,8 @@ class Recorder:
             self.metrics.fault(fault)
         except Exception as error:
             self._log(("metrics", "error"), now, "fault: metrics: error: %s: %s", type(error).__name__, error)
-        key = (fault.component, fault.reason)
+        # What is wrong with a file is said once for each time it changes, and each problem is another one.
+        key = (fault.component, fault.message if fault.component == "registry" else fault.reason)
         self._log(key, now, "fault: %s: %s: %s", fault.component, fault.reason, fault.message)
 
     def _broken(self, component: str, error: Exception, now: float) -> None:
