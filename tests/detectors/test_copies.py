@@ -128,3 +128,9 @@ def test_no_likeness_is_ruled_out_that_a_minhash_would_tell(
     if second is not None and first.jaccard(second) >= least:
         assert first.may_reach(second, second.sample(), least)
         assert second.may_reach(first, first.sample(), least)
+
+
+@pytest.mark.parametrize(("operation", "finds"), [("EXPIRE", 0), ("PEXPIRE", 0), ("APPEND", 1)])
+def test_a_new_time_to_live_is_no_second_output(build, operation: str, finds: int) -> None:
+    """What a key holds is the same after it."""
+    assert len(twice(build, {"digest": "d1", "operation": "SET"}, {"operation": operation})) == finds

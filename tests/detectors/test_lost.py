@@ -76,3 +76,16 @@ def test_one_who_reads_again_knows(build) -> None:
         event("write", "wb", 3.0, "b", digest="d2"),
         event("write", "wc", 4.0, "b", digest="d3"),
     )
+
+
+@pytest.mark.parametrize(("operation", "finds"), [("EXPIRE", 0), ("APPEND", 1)])
+def test_a_new_time_to_live_overwrites_nothing(build, operation: str, finds: int) -> None:
+    """A write that leaves the content as it was loses no update."""
+    got = found(
+        build,
+        event("read", "ra", 0.0, "a", digest="d0"),
+        event("read", "rb", 1.0, "b", digest="d0"),
+        event("write", "wa", 2.0, "a", digest="d1"),
+        event("write", "wb", 5.0, "b", operation=operation),
+    )
+    assert len(got) == finds

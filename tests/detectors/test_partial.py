@@ -96,3 +96,11 @@ def test_what_was_handed_out_before_there_was_a_store_is_known(build) -> None:
     (got,) = found(build, first, write(), again, until=25.0)
     assert (got.event, got.evidence["reason"]) == ("h2", "retried")
     assert not found(build, write(), again, until=25.0), "who never handed it out hands it on"
+
+
+@pytest.mark.parametrize(("operation", "finds"), [("EXPIRE", 0), ("PEXPIREAT", 0), ("SET", 1)])
+def test_a_new_time_to_live_is_no_new_output(build, operation: str, finds: int) -> None:
+    """The output was announced, and nothing was written after that."""
+    told = event("publish", "p", 1.0, "a", store="bus", key="task.complete")
+    later = event("write", "w2", 50.0, "a", **OUT | {"operation": operation})
+    assert len(found(build, write(), told, later, until=100.0)) == finds

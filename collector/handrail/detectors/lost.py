@@ -18,6 +18,7 @@ from handrail.detectors.sighting import (
     comparable,
     ended,
     is_missing,
+    keeps,
     order_of,
     reader_of,
     removes,
@@ -77,6 +78,8 @@ class LostUpdate:
 
     def observe(self, event: Event) -> Iterable[Finding]:
         if event.kind not in ("write", "read") or event.key is None or event.outcome not in ACKNOWLEDGED:
+            return NOTHING
+        if keeps(event):
             return NOTHING
         if event.payload is not None or event.reply is not None:
             event = msgspec.structs.replace(event, payload=None, reply=None)

@@ -30,6 +30,9 @@ MISSING_STATUSES = frozenset({"missing", "nil", "null", "not_found", "absent", 4
 
 REMOVALS = frozenset({"DEL", "UNLINK", "GETDEL", "HDEL", "DELETE", "FLUSHDB", "FLUSHALL", "JSON.DEL", "PURGE"})
 
+_KEEPS = frozenset({"EXPIRE", "PEXPIRE", "EXPIREAT", "PEXPIREAT", "PERSIST", "TOUCH"})
+"""Writes that change when a key goes away, and not what it holds."""
+
 STATE_WORDS = frozenset(
     [
         "state",
@@ -238,6 +241,11 @@ def removes(event: Event) -> bool:
     return event.kind == "write" and (event.operation or "").partition(" ")[0].upper() in REMOVALS
 
 
+def keeps(event: Event) -> bool:
+    """Whether a write left the content as it was."""
+    return event.kind == "write" and event.operation in _KEEPS
+
+
 def reader_of(event: Event) -> str | None:
     """Who reads: the target, to whom the content goes; the source where the target is not said, or is the store."""
     return event.source if event.target is None or event.target == event.store else event.target
@@ -249,7 +257,7 @@ def _words(text: str) -> set[str]:
 
 def is_output(event: Event) -> bool:
     """Whether a write is a task's output by its key: no part of the key names working state."""
-    if removes(event) or event.status in ("in_progress", "working", "partial", "pending"):
+    if removes(event) or keeps(event) or event.status in ("in_progress", "working", "partial", "pending"):
         return False
     return event.key is None or not _words(event.key) & STATE_WORDS
 

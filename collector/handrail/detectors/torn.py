@@ -12,7 +12,7 @@ import msgspec
 
 from handrail.detectors import NOTHING, Rule, Sight, finding, instant, key_form
 from handrail.detectors.params import TornReadParams
-from handrail.detectors.sighting import ACKNOWLEDGED, Hold, comparable, ended, order_of, reader_of, shown, told
+from handrail.detectors.sighting import ACKNOWLEDGED, Hold, comparable, ended, keeps, order_of, reader_of, shown, told
 from handrail.event import Event, Finding
 from handrail.schema.registry import Registry
 
@@ -67,7 +67,7 @@ class TornRead:
     def observe(self, event: Event) -> Iterable[Finding]:
         if event.kind not in ("write", "read") or event.key is None or event.task is None:
             return NOTHING
-        if event.outcome not in ACKNOWLEDGED:
+        if event.outcome not in ACKNOWLEDGED or keeps(event):
             return NOTHING
         if event.payload is not None or event.reply is not None:
             event = msgspec.structs.replace(event, payload=None, reply=None)
