@@ -161,3 +161,18 @@ def test_a_message_is_delivered() -> None:
     assert event is not None
     assert (event.kind, event.task, event.source, event.target, event.lag_ms) == ("deliver", "t", "a", "me", 500.0)
     assert msgspec.structs.asdict(event)["channel"] == "event"
+
+
+@pytest.mark.parametrize(
+    ("command", "reply", "outcome", "keys"),
+    [
+        (b"RENAME", b"OK", "completed", [(KEY.decode(), "RENAME"), ("tmp", "DEL")]),
+        (b"RENAMENX", 0, "rejected", [(KEY.decode(), "RENAMENX"), ("tmp", "DEL")]),
+        (b"COPY", 1, "completed", [(KEY.decode(), "COPY")]),
+    ],
+)
+def test_a_value_that_is_put_in_place_whole(command: bytes, reply: Any, outcome: str, keys: list[Any]) -> None:
+    """Written beside and then renamed: the key has a new value, which these bytes do not say."""
+    got = did(dialect(), command, b"tmp", KEY, reply=reply)
+    assert [(each.key, each.operation) for each in got] == keys
+    assert {(each.kind, each.outcome, each.digest, each.payload) for each in got} == {("write", outcome, None, None)}

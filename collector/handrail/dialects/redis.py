@@ -96,6 +96,15 @@ def _removed(args: Args, reply: Any) -> Iterator[Touched]:
             yield Touched("write", key, None, False)
 
 
+def _moved(args: Args, reply: Any) -> Iterator[Touched]:
+    """RENAME, RENAMENX and COPY: what lies under the second key now is not in the bytes."""
+    outcome: Outcome | None = "rejected" if reply == 0 else None
+    if isinstance(args[2], bytes):
+        yield Touched("write", args[2], None, False, outcome=outcome)
+    if isinstance(args[1], bytes) and args[0] != b"COPY":
+        yield Touched("write", args[1], None, False, outcome=outcome, operation="DEL")
+
+
 def _get(args: Args, reply: Any) -> Iterator[Touched]:
     yield from _touch("read", args[1], reply)
     if args[0] == b"GETDEL" and isinstance(args[1], bytes):
@@ -269,6 +278,7 @@ READERS: Mapping[bytes, tuple[Callable[[Args, Any], Iterator[Touched]], int]] = 
         (_changed, 2),
     ),
     **dict.fromkeys((b"DEL", b"UNLINK"), (_removed, 2)),
+    **dict.fromkeys((b"RENAME", b"RENAMENX", b"COPY"), (_moved, 3)),
     **dict.fromkeys((b"GET", b"GETEX", b"GETDEL"), (_get, 2)),
     **dict.fromkeys((b"HSET", b"HMSET", b"HSETNX"), (_hset, 4)),
     **dict.fromkeys((b"HGET", b"HMGET"), (_hget, 3)),
@@ -503,7 +513,7 @@ class Redis:
         return None if published is None else max(0.0, round((event.at - published) * 1000, 3))
 
 
-_SEVERAL = frozenset({b"MGET", b"JSON.MGET", b"MSET", b"MSETNX", b"DEL", b"UNLINK"})
+_SEVERAL = frozenset({b"RENAME", b"RENAMENX", b"COPY", b"MGET", b"JSON.MGET", b"MSET", b"MSETNX", b"DEL", b"UNLINK"})
 
 
 def _has_json(args: Args) -> bool:
