@@ -176,3 +176,15 @@ def test_a_value_that_is_put_in_place_whole(command: bytes, reply: Any, outcome:
     got = did(dialect(), command, b"tmp", KEY, reply=reply)
     assert [(each.key, each.operation) for each in got] == keys
     assert {(each.kind, each.outcome, each.digest, each.payload) for each in got} == {("write", outcome, None, None)}
+
+
+@pytest.mark.parametrize(
+    ("fields", "version"),
+    [((b"version", b"7"), 7), ((b"epoch", b"2", b"rev", b"5"), "2.5"), ((b"version", b"1.0"), None)],
+)
+def test_a_hash_says_its_version_in_a_text(fields: tuple[bytes, ...], version: Any) -> None:
+    """All that a hash holds is text; a whole number in a field of that name is its version, as it is in JSON."""
+    (written,) = did(dialect(), b"HSET", KEY, *fields, reply=1)
+    (read,) = did(dialect(), b"HGETALL", KEY, reply=list(fields))
+    assert (written.state_version, read.state_version) == (version, version)
+    assert written.digest == read.digest

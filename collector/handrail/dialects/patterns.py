@@ -195,10 +195,21 @@ def read_value(raw: bytes | Mapping[str, Any] | None, named: Named) -> Value:
         known: str | None = digest_of(payload)
     except TypeError:
         known = None
-    return Value(payload, _said(payload, named), known, reason)
+    said = _said(payload if isinstance(raw, bytes) else _numbered(payload), named)
+    return Value(payload, said, known, reason)
 
 
 _JSON = frozenset({b"{", b"["})
+
+
+def _numbered(fields: dict[str, Any]) -> dict[str, Any]:
+    """A hash's fields are texts: those that may be a version or an epoch as the numbers that they are."""
+    found = fields
+    for name in (*_VERSION_KEYS, "epoch"):
+        value = fields.get(name)
+        if type(value) is str and len(value) < 19 and value.isascii() and value.isdigit():
+            found = {**found, name: int(value)}
+    return found
 
 
 def _said(payload: Any, named: Named) -> dict[str, Any]:
