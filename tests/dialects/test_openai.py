@@ -185,8 +185,25 @@ def test_a_client_that_hangs_up_at_the_end_is_no_error() -> None:
 def test_half_a_stream() -> None:
     """What came is read, what is cut off is no call, and the outcome says it."""
     values = sse(delta(part("", id="k1", name=NAME)), delta(part('{"amount": 4')), done=False)
-    usage, [found] = both(at(0, ASK, values + b'data: {"choi', end="upstream_reset", cut="incomplete"))
-    assert (usage.outcome, found.uninspected, found.payload) == ("interrupted", "invalid_json", None)
+    usage, found = both(at(0, ASK, values + b'data: {"choi', end="upstream_reset", cut="incomplete"))
+    assert (usage.outcome, found) == ("interrupted", [])
+
+
+@pytest.mark.parametrize(("end", "cut"), [("upstream_reset", "incomplete"), ("client_abort", "incomplete")])
+@pytest.mark.parametrize("arguments", ["", '{"amo'])
+def test_a_call_that_was_cut_off_is_no_handoff(end: str, cut: str, arguments: str) -> None:
+    """Nobody was asked for anything yet; the call before it was whole."""
+    values = [delta(part('{"amount": 4}', id="k1", name=NAME)), delta(part(arguments, index=1, id="k2", name=NAME))]
+    usage, found = both(at(0, ASK, sse(*values, done=False), end=end, cut=cut))
+    assert usage.outcome == "interrupted"
+    assert [event.payload for event in found] == [{"amount": 4}]
+
+
+def test_a_call_that_an_error_cut_off_is_no_handoff() -> None:
+    """A provider that fails in the midst of a stream has asked for nothing."""
+    values = [delta(part("", id="k1", name=NAME)), {"error": {"message": "overloaded", "code": "overloaded"}}]
+    usage, found = both(at(0, ASK, sse(*values, done=False)))
+    assert (usage.outcome, found) == ("failed", [])
 
 
 def test_an_error_in_a_200() -> None:

@@ -605,6 +605,9 @@ class Conversations:
             if handoff is not None:
                 handoff.event = msgspec.structs.replace(handoff.event, tokens=said.tokens, status=status)
         calls = dict(enumerate(said.calls, 1))
+        if not said.is_over:
+            is_broken = exchange.end != "replied" or said.error is not None
+            calls = {number: call for number, call in calls.items() if not _is_cut_off(call, is_broken=is_broken)}
         if exchange.end == "refused":  # what had begun when a call was refused is none
             calls = {number: call for number, call in calls.items() if number in heard.told}
         return self.call(protocol, turn, heard, calls, exchange, exchange.ended, said.tokens)
@@ -884,6 +887,13 @@ def _arguments(given: Any) -> tuple[Any, int, str | None]:
         return orjson.loads(raw), len(raw), None
     except orjson.JSONDecodeError:
         return None, len(raw), "invalid_json"
+
+
+def _is_cut_off(call: Call, *, is_broken: bool) -> bool:
+    """Whether a call was begun and not asked for: the reply ended within its arguments, or broke off before them."""
+    if type(call.arguments) is not str:
+        return False
+    return is_broken if not call.arguments else _arguments(call.arguments)[2] is not None
 
 
 def _fresh_results(turn: Turn) -> list[Result]:
