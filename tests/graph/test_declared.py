@@ -32,6 +32,7 @@ FORMS = {
     ),
     "mermaid arrows": "graph LR\n a ==> b\n b -. maybe .-> c\n a --o c",
     "mermaid backwards": "graph LR\n b <-- a\n c <--- b\n a ---> c",
+    "mermaid edge ids": "graph LR\n a e1@--> b\n b e-2@== then ==> c\n a f@-.-> c\n e1@{ animate: true }\n class f x",
     "mermaid in markdown": "# Plan\n\n```mermaid\nflowchart LR\n a-->b & c\n b-->c\n```\n",
     "mermaid subgraphs": "flowchart LR\n subgraph one\n a\n end\n subgraph two [Two]\n b --> c\n end\n one --> two",
 }
@@ -91,6 +92,7 @@ def test_joins_durations_labels_and_tasks_are_kept() -> None:
     assert (plan.any_join, plan.seconds, plan.edge_seconds) == ({"b", "c"}, {"b": 3.0}, {("a", "b"): 2.0})
     assert plan.declared == {"a", "b"}
     assert read("flowchart LR\na[Writer] --> b").labels == {"a": "Writer"}
+    assert read('flowchart LR\na@{ shape: cyl, label: "The store" } --> b').labels == {"a": "The store"}
     tasks = read("tasks: [{id: t1, agent: x}, {id: t2, agent: y, depends_on: [t1]}]")
     assert ("x", "y") in tasks.agent_edges()
 

@@ -465,9 +465,12 @@ def _langgraph(value: Mapping[str, Any], place: str) -> Plan:
 _HEAD = re.compile(r"(?:graph|flowchart(?:-elk)?)(?:\s+(?:TB|TD|BT|RL|LR)\b|\s*$)")
 _FENCE = re.compile(r"```\s*mermaid\s*\n(.*?)```", re.DOTALL)
 _DIRECTIVES = ("classDef", "class ", "style ", "linkStyle", "click ", "direction ", "accTitle", "accDescr")
-_ID = re.compile(r"[^\s\[\](){}<>&;:|\"'`~=.,-]+(?:(?:-(?![-.>])|\.(?![->.]))[^\s\[\](){}<>&;:|\"'`~=.,-]+)*")
+_ID = re.compile(
+    r"[^\s\[\](){}<>&;:|\"'`~=.,@-]+"
+    r"(?:(?:-(?![-.>])|\.(?![->.])|@(?![{~=<-]))[^\s\[\](){}<>&;:|\"'`~=.,@-]+)*"
+)
 _LINK = re.compile(
-    r"\s*(?P<back><|[xo](?=--|==|-\.))?(?:"
+    r"\s*(?:(?P<id>[\w-]+)@(?=[-=~<xo]))?(?P<back><|[xo](?=--|==|-\.))?(?:"
     r"--\s*(?P<t1>(?:\"[^\"]*\"|[^-\s>|\"][^|\"\n]*?))\s*-{2,}(?P<h1>[>xo])?"
     r"|==\s*(?P<t2>(?:\"[^\"]*\"|[^=\s>|\"][^|\"\n]*?))\s*={2,}(?P<h2>[>xo])?"
     r"|-\.\s*(?P<t3>(?:\"[^\"]*\"|[^-.\s>|\"][^|\"\n]*?))\s*\.+-(?P<h3>[>xo])?"
@@ -504,6 +507,7 @@ def mermaid(text: str) -> Plan:
     groups: dict[str, list[str]] = {}
     inside: list[str] = []
     links: list[tuple[str, str, int]] = []
+    edge_ids: set[str] = set()
     started = False
     for number, line in enumerate(_statements(text), 1):
         for statement in line:
@@ -533,7 +537,10 @@ def mermaid(text: str) -> Plan:
                 draft.agents[simple[1]] = draft.agents[simple[2]] = None
                 links.append((simple[1], simple[2], number))
                 continue
-            _chain(statement, number, draft, labels, groups, inside, links)
+            _chain(statement, number, draft, labels, groups, inside, links, edge_ids)
+    ends = {name for link in links for name in link[:2]}
+    for name in edge_ids - ends:  # `e1@{ animate: true }` speaks of an edge
+        draft.agents.pop(name, None)
     if inside:
         raise PlanError("", f"subgraph {inside[-1]} is not closed; add end")
     if not started or not draft.agents:
@@ -581,6 +588,7 @@ def _chain(
     groups: dict[str, list[str]],
     inside: Sequence[str],
     links: list[tuple[str, str, int]],
+    edge_ids: set[str],
 ) -> None:
     at, before = 0, list[str]()
     link: re.Match[str] | None = None
@@ -606,6 +614,8 @@ def _chain(
         link = _LINK.match(statement, at)
         if link is None or link.end() == at:
             raise PlanError(f"line {number}", f"{statement[at : at + 30]!r} is no Mermaid link; write A --> B")
+        if link["id"] is not None:
+            edge_ids.add(link["id"])
         before, at = here, link.end()
 
 
