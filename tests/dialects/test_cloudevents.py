@@ -64,6 +64,14 @@ def test_the_last_segment_of_the_source_is_the_agent(source: object, name: str |
     assert final(exchange(ATTRIBUTES | {"source": source}, headers=STRUCTURED)).source == name
 
 
+@pytest.mark.parametrize("kind", ["Application/CloudEvents+JSON", "application/CLOUDEVENTS-batch+json; charset=UTF-8"])
+def test_a_media_type_may_be_written_in_any_case(kind: str) -> None:
+    """Structured and batch."""
+    body = [ATTRIBUTES] if "batch" in kind else ATTRIBUTES
+    event = final(exchange(body, headers={"content-type": kind}))
+    assert (event.protocol, event.task) == ("cloudevents", "task-9")
+
+
 def test_an_envelope_inside_wins() -> None:
     """Data that is a canonical envelope names task and agents itself."""
     envelope = {"task_id": "t", "source_agent": "a", "target_agent": "b"}

@@ -35,7 +35,8 @@ class CloudEvents:
         request = exchange.request
         headers = request.headers
         kind = headers.get(b"content-type", b"")
-        if kind.startswith(b"application/cloudevents"):
+        # One byte says no for nearly every request; media types may be written in any case (RFC 9110 8.3.1).
+        if kind[12:13] in b"cC" and (kind := kind.lower()).startswith(b"application/cloudevents"):
             body = request.json(exchange.route.limits)
             if type(body.value) is list and kind.startswith(b"application/cloudevents-batch"):
                 return tuple(
