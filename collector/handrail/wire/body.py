@@ -23,7 +23,7 @@ REASONS = {
     "unknown_encoding": "Content-Encoding names something other than gzip, deflate, br or zstd, or several layers",
     "decode_error": "the compressed body is damaged",
     "bomb": "the body decompresses to more than inspection.decoded_bytes, or more than inspection.decode_ratio times",
-    "invalid_json": "the body is not JSON (so are NaN, Infinity, numbers out of range, invalid UTF-8, lone surrogates)",
+    "invalid_json": "the body is not JSON (nor are NaN, Infinity, numbers out of range, bad UTF-8, lone surrogates)",
     "duplicate_key": "an object repeats a key, so two readers may see two different payloads",
     "too_deep": "the body is nested deeper than inspection.depth",
     "tunnel": "CONNECT, Upgrade or HTTP/2: bytes pass through unread",
