@@ -232,6 +232,11 @@ def test_check_lists_what_is_wrong_in_rules_and_schemas(run: Run, tmp_path: Path
     ("route", "problem"),
     [
         ("upstream: 'http://127.0.0.1:7'", "routes[0].upstream: is the route's own listen address: a loop"),
+        ("upstream: 'http://localhost:7'", "routes[0].upstream: is the route's own listen address: a loop"),
+        (
+            "upstream: 'http://127.0.0.1:8'}, {listen: '0.0.0.0:8', upstream: 'http://localhost:7'",
+            "routes[0].upstream: leads back to this route: a loop",
+        ),
         (
             "upstream: 'https://a', tls: {ca_file: none.pem}",
             "routes[0].tls.ca_file: cannot be loaded: [Errno 2] No such file or directory",

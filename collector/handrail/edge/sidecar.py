@@ -73,6 +73,31 @@ def _fallback(route: RouteConfig, own: Route, key: str) -> Fallback | None:
     return Fallback(target=target, route=to, seconds=fallback.seconds)
 
 
+_LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
+_ANY = frozenset({"0.0.0.0", "::"})  # noqa: S104 - what is compared, not what is listened on
+
+
+def _refuse_loops(routes: list[Listener]) -> None:
+    """A request that its own sidecar gets again would go round until every connection is in use."""
+
+    def behind(route: Listener) -> int | None:
+        target = route.target
+        for index, other in enumerate(routes):
+            if target is not None and other.port and other.port == target.port:
+                is_here = target.host in _LOOPBACK and other.host in _LOOPBACK | _ANY
+                if is_here or other.host == target.host:
+                    return index
+        return None
+
+    for start in range(len(routes)):
+        at, steps = behind(routes[start]), 1
+        while at is not None and at != start and steps < len(routes):
+            at, steps = behind(routes[at]), steps + 1
+        if at == start:
+            problem = "is the route's own listen address: a loop" if steps == 1 else "leads back to this route: a loop"
+            raise ConfigError("configuration", f"routes[{start}].upstream", problem)
+
+
 def listeners_of(config: Config) -> list[Listener]:
     """The routes of a configuration, and its forward proxy. Raises ConfigError naming the key."""
     listeners = []
@@ -83,8 +108,6 @@ def listeners_of(config: Config) -> list[Listener]:
             target = Target.parse(route.upstream, _tls(route, key), route.tls.server_name)
         except ValueError as error:
             raise ConfigError("configuration", f"{key}.upstream", str(error)) from None
-        if port and (target.host, target.port) == (host, port):
-            raise ConfigError("configuration", f"{key}.upstream", "is the route's own listen address: a loop")
         own = Route(
             agent=route.agent or config.agent,
             peer=route.peer,
@@ -105,6 +128,7 @@ def listeners_of(config: Config) -> list[Listener]:
                 route=own,
             )
         )
+    _refuse_loops(listeners)
     forward = config.forward
     if forward is not None:
         host, port = address_of(forward.listen, "forward.listen")
