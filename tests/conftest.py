@@ -1,5 +1,7 @@
 """Fixtures that every area shares. Those of one area live in a module of that area."""
 
+import contextlib
+import itertools
 import os
 import shutil
 import socket
@@ -51,19 +53,23 @@ def needs() -> Callable[[str, str], str]:
 
 @pytest.fixture
 def free_port() -> Callable[[], int]:
-    """A TCP port on 127.0.0.1 that nothing listens on at the moment, a different one each time."""
-    given: set[int] = set()
+    """A TCP port on 127.0.0.1 that nothing listens on at the moment, a different one each time.
+
+    Below those that the kernel gives to connections and to whoever asks for any port: one of them may be taken between
+    the look and its use. Each process of a run begins somewhere else.
+    """
 
     def find() -> int:
         while True:
-            with socket.socket() as probe:
-                probe.bind(("127.0.0.1", 0))
-                port: int = probe.getsockname()[1]
-            if port not in given:
-                given.add(port)
+            port = 20_000 + next(_ports) % 12_000
+            with socket.socket() as probe, contextlib.suppress(OSError):
+                probe.bind(("127.0.0.1", port))
                 return port
 
     return find
+
+
+_ports = itertools.count(os.getpid() * 7919)
 
 
 @pytest.fixture(scope="session")
