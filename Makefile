@@ -94,7 +94,7 @@ COMPILED_TESTS := tests/wire tests/dialects tests/detectors tests/schema tests/e
 $(FAST)/.ready: pyproject.toml hatch_build.py $(shell find collector/handrail rules examples -type f -not -path '*/__pycache__/*')
 	@[ -x $(FAST)/bin/python ] || { python=$$(.ci/python --fast) && echo "setup: creating $(FAST) with $$python" && $$python -m venv $(FAST); }
 	@$(FAST)/bin/python -m pip install --quiet --disable-pip-version-check --upgrade 'pip>=25.1'
-	@echo "setup: compiling the data path (a minute) and installing it with what its tests need"
+	@echo "setup: compiling the data path (two minutes) and installing it with what its tests need"
 	@rm -rf $(FAST)/wheel
 	@HATCH_BUILD_HOOKS_ENABLE=1 $(FAST)/bin/python -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir $(FAST)/wheel .
 	@$(FAST)/bin/python -m pip install --quiet --disable-pip-version-check --group dev "$$(echo $(FAST)/wheel/*.whl)[demo]"
