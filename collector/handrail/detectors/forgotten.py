@@ -3,6 +3,7 @@
 import re
 from collections import OrderedDict
 from collections.abc import Iterable
+from struct import Struct
 from typing import Any, ClassVar, Final
 from zlib import crc32
 
@@ -17,6 +18,7 @@ from handrail.schema.registry import Matcher, Registry, matcher
 
 _ITEMS: Final = 64
 """Constraints, written keys and artifacts remembered for each workflow."""
+_packed: Final = Struct("q").pack
 _WORDS: Final = 48
 """Words by which a constraint is known again."""
 _WORDINGS: Final = 8
@@ -32,21 +34,31 @@ _STILL: Final = 0.75
 class _Constraint:
     __slots__ = ("event", "hop", "index", "source", "texts", "told", "words")
 
-    def __init__(
-        self, event: str, hop: int, source: str | None, index: int, words: frozenset[int], texts: set[int]
-    ) -> None:
+    def __init__(self, event: str, hop: int, source: str | None, index: int, words: frozenset[int], text: int) -> None:
         self.event = event
         self.hop = hop
         self.source = source
         self.index = index
         self.words = words
-        self.texts = texts
+        self.texts: tuple[int, ...] = (text,)
         """Of its wordings: hashes, by which it is known again at no cost."""
         self.told = False
 
 
 class _Workflow:
-    __slots__ = ("as_before", "constraints", "decided", "decisions", "hops", "ids", "listed", "named", "new", "written")
+    __slots__ = (
+        "as_before",
+        "constraints",
+        "decided",
+        "decisions",
+        "hops",
+        "ids",
+        "listed",
+        "named",
+        "new",
+        "news",
+        "written",
+    )
 
     def __init__(self) -> None:
         self.hops = 0
@@ -58,9 +70,13 @@ class _Workflow:
         """Names of what was written."""
         self.listed: dict[str, None] = {}
         """Names in `output.artifacts`, but for the last ones."""
-        self.new: list[str] = []
-        """What the last of them are called. It becomes names when something asks for them, which most never do."""
-        self.ids: dict[str, None] = {}
+        self.new = ""
+        """What the last of them are called, each after a NUL: one text takes a third of what many take. It becomes
+        names when something asks for them, which most never do."""
+        self.news = 0
+        """How many they are."""
+        self.ids = b""
+        """Hashes of the last events' ids."""
         self.as_before = 0
         """Hash of the last hop's constraints, where nothing was missing from them; one like it has nothing to tell."""
         self.named = 0
@@ -116,11 +132,13 @@ class ContextLost:
             return NOTHING
         workflow = self._workflow(key)
         ids, event_id = workflow.ids, event.id
-        if event_id in ids:
+        one = _packed(hash(event_id))
+        at = ids.find(one)
+        while at % 8 and at > 0:
+            at = ids.find(one, at + 1)
+        if at >= 0:
             return NOTHING
-        ids[event_id] = None
-        if len(ids) > _ITEMS:
-            del ids[next(iter(ids))]
+        workflow.ids = ids + one if len(ids) < 8 * _ITEMS else ids[8:] + one
         decisions, constraints, artifacts = self._contract(event) if self._edges else self._whole
         context = payload.get("context")
         if type(context) is not dict:
@@ -224,9 +242,9 @@ class ContextLost:
             same = known.get(code) or _near(coded, known.values())
             if same is not None:
                 if len(same.texts) < _WORDINGS:
-                    same.texts.add(wording)
+                    same.texts = (*same.texts, wording)
             elif len(known) < _ITEMS:
-                known[code] = _Constraint(event.id, workflow.hops, event.source, index, coded, {wording})
+                known[code] = _Constraint(event.id, workflow.hops, event.source, index, coded, wording)
 
     def _words_of(self, text: str, wording: int) -> frozenset[int]:
         """What a constraint is known by."""
@@ -308,8 +326,10 @@ class ContextLost:
             self._unwritten(event, wanted, known, "wrote or listed", found)
         if mark != workflow.named:
             workflow.named = mark
-            workflow.new += names
-            if len(workflow.new) > 2 * _ITEMS:
+            if names:
+                workflow.new += "\0" + "\0".join(names)
+                workflow.news += len(names)
+            if workflow.news > 2 * _ITEMS:
                 _fold(workflow)
 
     def _is_plain(self, part: dict[str, Any]) -> bool:
@@ -383,12 +403,13 @@ def _keep(known: dict[str, None], name: str) -> None:
 def _fold(workflow: _Workflow) -> None:
     """What was called something lately gets its names."""
     listed = workflow.listed
-    for called in workflow.new:
-        if not called.startswith(_WEB):
+    for called in workflow.new.split("\0"):
+        if called and not called.startswith(_WEB):
             name = _name(called)
             if name not in listed:
                 _keep(listed, name)
-    workflow.new = []
+    workflow.new = ""
+    workflow.news = 0
 
 
 def _codes(spoken: list[bytes]) -> frozenset[int]:
@@ -471,4 +492,4 @@ def _was_written(name: str, written: dict[str, None]) -> bool:
     return any(_LAST.split(key)[-1] == last for key in written)
 
 
-_LAST: Final = re.compile(r"[/:#\\]")
+_LAST: Final = re.compile(r"[/:#\\\0]")

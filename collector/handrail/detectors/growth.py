@@ -4,6 +4,7 @@ from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 from functools import cache
 from importlib.resources import files
+from sys import intern
 from typing import Any, ClassVar, Final, Literal
 
 import msgspec
@@ -27,9 +28,9 @@ class _Series:
 
     __slots__ = ("ids", "tokens", "told")
 
-    def __init__(self, tokens: int, event: str) -> None:
-        self.tokens: list[int] = [tokens]
-        self.ids: list[str] = [event]
+    def __init__(self, first: tuple[int, str]) -> None:
+        self.tokens: list[int] = [first[0]]
+        self.ids: list[str] = [first[1]]
         self.told = ""
 
 
@@ -40,8 +41,9 @@ class _Workflow:
         self.tokens = 0
         self.hops = 0
         self.estimated = 0
-        self.series: dict[str, _Series] = {}
-        self.models: dict[str, str] = {}
+        self.series: dict[str, _Series | tuple[int, str]] = {}
+        """Tokens and id where there was but one hop, as to each agent of a chain."""
+        self.models: dict[str, str] | None = None
 
 
 @cache
@@ -164,18 +166,32 @@ class ContextGrowth:
             workflow.estimated += 1
         source, target = event.source, event.target
         named = (model_of(event.reply) if is_call else None) or model_of(event.payload) or self._known_model(event)
-        if named is not None and source is not None and len(workflow.models) < _SERIES:
-            workflow.models[source] = named
+        if named is not None and source is not None:
+            models = workflow.models
+            if models is None:
+                models = workflow.models = {}
+            if len(models) < _SERIES:
+                models[source] = intern(named)
         found: Iterable[Finding] = NOTHING
         names = (f"model of {source}",) if is_call else ("",) if target is None else ("", target)
         event_id, over_hops = event.id, self._over_hops
+        first = (tokens, event_id)
         for name in names:
-            series = workflow.series.get(name)
-            if series is None:
+            known = workflow.series.get(name)
+            if known is None:
                 if len(workflow.series) >= _SERIES:
                     continue
-                series = workflow.series[name] = _Series(tokens, event_id)
+                if tokens < self._smallest:
+                    workflow.series[name] = first
+                    continue
+                series = workflow.series[name] = _Series(first)
             else:
+                if isinstance(known, _Series):
+                    series = known
+                elif known[1] == event_id:
+                    return NOTHING
+                else:
+                    series = workflow.series[name] = _Series(known)
                 if series.ids[-1] == event_id:
                     return NOTHING
                 series.tokens.append(tokens)
@@ -224,7 +240,7 @@ class ContextGrowth:
             return NOTHING
         state = "reached" if hops == 0 else "near"
         chain = workflow.series.get("")
-        if "reached" in (told := (series.told, chain.told if chain is not None else "")) or state in told:
+        if "reached" in (told := (series.told, chain.told if isinstance(chain, _Series) else "")) or state in told:
             return NOTHING
         series.told = state
         who = event.target or (f"the model of {event.source}" if event.kind == "usage" else "the receiver")
@@ -267,7 +283,8 @@ class ContextGrowth:
             for matches, model in self._models:
                 if matches(target):
                     return model
-            if (known := workflow.models.get(target)) is not None:
+            models = workflow.models
+            if models is not None and (known := models.get(target)) is not None:
                 return known
         return model_of(event.reply) or named
 

@@ -2,6 +2,7 @@
 
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
+from struct import Struct
 from typing import Any, ClassVar, Final
 from zlib import crc32
 
@@ -17,6 +18,9 @@ _PATH: Final = 64
 """Agents remembered on the way of one workflow, and messages of one round; a longer way forgets its beginning."""
 _SEEN: Final = 512
 """Contents, ids and tasks remembered for each workflow."""
+_FEW: Final = 32 * 8
+"""Bytes of hashes that are searched one by one: a set of so few takes seven times as much."""
+_packed: Final = Struct("q").pack
 _NEVER_CAME: Final = frozenset({"failed", "rejected", "timeout", "dropped", "ignored", "interrupted"})
 
 
@@ -99,15 +103,15 @@ the fourth round on, an answer that says little new or names no new place."""
 
 
 class _Hop:
-    """One message of a round."""
+    """One message of a round whose text was compared."""
 
     __slots__ = ("id", "of", "phrases", "places", "source")
 
-    def __init__(self, id: str, source: str, phrases: int | None, of: int, places: int) -> None:
+    def __init__(self, id: str, source: str, phrases: int, of: int, places: int) -> None:
         self.id = id
         self.source = source
         self.phrases = phrases
-        """New ones; None where texts are not compared or could not be seen."""
+        """New ones."""
         self.of = of
         """Different phrases at all."""
         self.places = places
@@ -131,6 +135,7 @@ class _Cycle:
 class _Workflow:
     __slots__ = (
         "cycles",
+        "few",
         "hops",
         "moved",
         "pairs",
@@ -138,24 +143,27 @@ class _Workflow:
         "progress",
         "rounds",
         "seen",
-        "speakers",
         "versions",
         "visible",
+        "ways",
     )
 
     def __init__(self) -> None:
         self.path: list[str] = []
         """Who holds the work, last; before it, who waits to have it back."""
-        self.pairs: set[tuple[str, str]] = set()
-        """Hand-overs that were seen."""
-        self.speakers: set[str] = set()
-        """Who made them."""
-        self.hops: list[_Hop] = []
-        """Messages since a round was last closed."""
-        self.seen: dict[int, None] = {}
-        self.versions: dict[str, int] = {}
+        self.pairs: dict[str, str | set[str]] = {}
+        """Hand-overs that were seen: who made them, and to whom; a set where to several."""
+        self.ways = 0
+        """How many they are."""
+        self.hops: list[str | _Hop] = []
+        """Messages since a round was last closed; the id alone where no text was compared."""
+        self.few = b""
+        """Hashes of what was there before, until they are many."""
+        self.seen: dict[int, None] | None = None
+        """The same when they are."""
+        self.versions: dict[str, int] | None = None
         self.rounds = 0
-        self.cycles: dict[tuple[str, ...], _Cycle] = {}
+        self.cycles: dict[tuple[str, ...], _Cycle] | None = None
         self.progress = 0
         """Rounds that were progress."""
         self.moved = False
@@ -222,7 +230,7 @@ class HandoffLoop:
             self._replies
             and event.reply is not None
             and event.outcome == "completed"
-            and (target, source) not in workflow.pairs
+            and not _was_handed(workflow.pairs, target, source)
             and _new(workflow, "reply", event.id)
         ):
             self._step(workflow, event, target, source, event.reply, None, found, spoken=False)
@@ -249,7 +257,7 @@ class HandoffLoop:
         unanswered = False
         if source != (path[-1] if path else None):
             if source in path:  # the work came back unseen
-                if path[-1] == target and source != target and (target, source) in workflow.pairs:
+                if path[-1] == target and source != target and _was_handed(workflow.pairs, target, source):
                     closes, unanswered = (source, target), True
                 del path[path.index(source) + 1 :]
             elif back and _was_asked(workflow.pairs, source):
@@ -269,9 +277,8 @@ class HandoffLoop:
             closes = ()
         if len(path) > _PATH:
             del path[:-_PATH]
-        if spoken and len(workflow.pairs) < _SEEN:
-            workflow.pairs.add((source, target))
-            workflow.speakers.add(source)
+        if spoken and workflow.ways < _SEEN:
+            _hand(workflow, source, target)
         if closes:
             self._close(workflow, event, closes, found)
 
@@ -284,11 +291,13 @@ class HandoffLoop:
         if payload is not None or digest is not None:
             workflow.visible = True
             moved = digest is None or _new(workflow, "digest", digest)
-            known_way = (source, target) in workflow.pairs
             if payload is not None:
                 # Where this way was never taken, or whoever is asked never spoke, nothing can repeat but by digest,
                 # which costs nothing.
-                if moved and (digest is None or (known_way and (workflow.rounds or target in workflow.speakers))):
+                pairs = workflow.pairs
+                if moved and (
+                    digest is None or ((workflow.rounds or target in pairs) and _was_handed(pairs, source, target))
+                ):
                     moved = _new(workflow, "content", str(signature(payload)))
                 if self._by_text and workflow.rounds >= self._hear_from:
                     new = 0  # of what repeats an earlier message
@@ -307,7 +316,7 @@ class HandoffLoop:
         if event.state_version is not None:
             self._progress(workflow, event)
         hops = workflow.hops
-        hops.append(_Hop(event.id, source, new, of, new_places))
+        hops.append(event.id if new is None else _Hop(event.id, source, new, of, new_places))
         if len(hops) > _PATH:
             del hops[0]
 
@@ -322,21 +331,23 @@ class HandoffLoop:
         """Whether this version is higher than any before it; the first one is no progress by itself."""
         if version is None:
             return False
-        known = workflow.versions.get(where)
-        if known is None and len(workflow.versions) >= _PATH:
+        versions = _versions_of(workflow)
+        known = versions.get(where)
+        if known is None and len(versions) >= _PATH:
             return False
         if known is None or version > known:
-            workflow.versions[where] = version
+            versions[where] = version
         return known is not None and version > known
 
     def _progress(self, workflow: _Workflow, event: Event) -> None:
         """Whether the state that this event speaks of is newer than any before it."""
         version, where = event.state_version, f"{event.store} {event.key}"
         if type(version) is int:
-            known = workflow.versions.get(where)
+            versions = _versions_of(workflow)
+            known = versions.get(where)
             if known is None or version > known:
-                if known is not None or len(workflow.versions) < _PATH:
-                    workflow.versions[where] = version
+                if known is not None or len(versions) < _PATH:
+                    versions[where] = version
                 workflow.moved = True
         elif version is not None or event.digest is not None:
             if _new(workflow, "state", f"{where} {event.digest if version is None else version}"):
@@ -357,18 +368,25 @@ class HandoffLoop:
         setting = self._setting
         workflow.rounds += 1
         edge = self._edge(cycle)
-        came = [hop for hop in workflow.hops if hop.source != cycle[0]]
-        heard = any(hop.phrases is not None for hop in workflow.hops)
-        progress = workflow.moved or (heard and any(map(self._is_new, self._judged(workflow.hops, came))))
-        new_phrases = sum(hop.phrases or 0 for hop in came)
+        compared = [hop for hop in workflow.hops if isinstance(hop, _Hop)]
+        came = [hop for hop in compared if hop.source != cycle[0]]
+        heard = bool(compared)
+        progress = workflow.moved or (heard and any(map(self._is_new, self._judged(compared, came))))
+        new_phrases = sum(hop.phrases for hop in came)
         new_places = sum(hop.places for hop in came)
-        visible, ids = workflow.visible or unanswered, [hop.id for hop in workflow.hops]
+        visible, ids = (
+            workflow.visible or unanswered,
+            [hop.id if isinstance(hop, _Hop) else hop for hop in workflow.hops],
+        )
         workflow.hops, workflow.moved, workflow.visible = [], False, False
-        known = workflow.cycles.get(cycle)
+        cycles = workflow.cycles
+        if cycles is None:
+            cycles = workflow.cycles = {}
+        known = cycles.get(cycle)
         if known is None:
-            if len(workflow.cycles) >= _PATH:
-                del workflow.cycles[next(iter(workflow.cycles))]
-            known = workflow.cycles[cycle] = _Cycle()
+            if len(cycles) >= _PATH:
+                del cycles[next(iter(cycles))]
+            known = cycles[cycle] = _Cycle()
         known.rounds += 1
         workflow.progress += progress
         if known.since != workflow.progress:
@@ -412,12 +430,12 @@ class HandoffLoop:
         """What counts in a round: every message, or the answers taken together."""
         if self._setting.judge == "messages":
             return hops
-        of, new = sum(hop.of for hop in came), sum(hop.phrases or 0 for hop in came)
+        of, new = sum(hop.of for hop in came), sum(hop.phrases for hop in came)
         return [_Hop("", "", new, of, sum(hop.places for hop in came))]
 
     def _is_new(self, hop: _Hop) -> bool:
         setting, new = self._setting, hop.phrases
-        if new is None or hop.of < setting.whole_below:
+        if hop.of < setting.whole_below:
             return False
         said = new >= setting.new_phrases or (setting.new_share < 1 and new >= hop.of * setting.new_share)
         return said and (hop.places > 0 or not setting.new_places)
@@ -463,16 +481,60 @@ def _follow(path: list[str], chain: str) -> None:
             path.append(name)
 
 
-def _was_asked(pairs: set[tuple[str, str]], agent: str) -> bool:
+def _was_asked(pairs: dict[str, str | set[str]], agent: str) -> bool:
     """Whether anybody was seen to hand over to this agent."""
-    return any(target == agent for _, target in pairs)
+    return any(agent == targets if isinstance(targets, str) else agent in targets for targets in pairs.values())
+
+
+def _was_handed(pairs: dict[str, str | set[str]], source: str, target: str) -> bool:
+    """Whether this one was seen to hand over to that one."""
+    targets = pairs.get(source)
+    if targets is None:
+        return False
+    return target == targets if isinstance(targets, str) else target in targets
+
+
+def _hand(workflow: _Workflow, source: str, target: str) -> None:
+    """Remembers that this one handed over to that one."""
+    pairs = workflow.pairs
+    targets = pairs.get(source)
+    if targets is None:
+        pairs[source] = target
+    elif isinstance(targets, str):
+        if targets == target:
+            return
+        pairs[source] = {targets, target}
+    elif target in targets:
+        return
+    else:
+        targets.add(target)
+    workflow.ways += 1
+
+
+def _versions_of(workflow: _Workflow) -> dict[str, int]:
+    versions = workflow.versions
+    if versions is None:
+        versions = workflow.versions = {}
+    return versions
 
 
 def _new(workflow: _Workflow, what: str, text: str) -> bool:
     """Whether this was not there before; it is now."""
     seen = workflow.seen
     code = hash((what, text))
-    if code in seen:
+    if seen is None:
+        few, one = workflow.few, _packed(code)
+        at = few.find(one)
+        while at % 8 and at > 0:
+            at = few.find(one, at + 1)
+        if at >= 0:
+            return False
+        if len(few) < _FEW:
+            workflow.few = few + one
+            return True
+        seen = workflow.seen = dict.fromkeys(Struct(f"{len(few) // 8}q").unpack(few))
+        workflow.few = b""
+    elif code in seen:
         return False
     seen[code] = None
     if len(seen) > _SEEN:

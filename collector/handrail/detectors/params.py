@@ -202,7 +202,7 @@ class LoopParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     """A reply on the connection of a call hands the work back, where the called agent sends no message of its own."""
     edges: tuple[EdgeRounds, ...] = ()
     keys: Count = 10_000
-    """Workflows. One takes 2 KB, and up to 60 KB when it is long."""
+    """Workflows. One of eight hops takes 1.5 KB, and up to 60 KB when it is long."""
     texts: Count = 500
     """Workflows whose phrases are remembered, those that went round last; 64 KB each."""
 
@@ -226,7 +226,7 @@ class GrowthParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     window: Count | None = None
     """Tokens, for a model that no table knows or nobody names; such hops are not judged where absent."""
     keys: Count = 10_000
-    """Workflows; one takes 1 KB and 0.2 KB for each agent."""
+    """Workflows; one takes 1 KB and 0.15 KB for each agent."""
 
 
 class EdgeShare(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
