@@ -8,9 +8,9 @@ the findings that the live system gave.
 import re
 from collections.abc import Iterable, Iterator
 from typing import Any, Final
-from zlib import crc32
 
 import xxhash
+from xxhash import xxh32_intdigest
 
 from handrail.event import canonical
 
@@ -169,14 +169,14 @@ def places(payload: Any, text: str) -> set[str]:
 
 
 def phrases(text: str) -> frozenset[int]:
-    """Every three words in a row of a text, as 32-bit hashes (CRC-32); fewer words are one phrase, no words none.
+    """Every three words in a row of a text, as 32-bit hashes (XXH32); fewer words are one phrase, no words none.
 
     A paraphrase has new phrases though few new words; a text that is re-wrapped, re-quoted or put in capitals has none.
     """
     spoken = words(text)
     if len(spoken) < 3:
-        return frozenset((crc32(b" ".join(spoken)),)) if spoken else frozenset()
-    return frozenset(map(crc32, map(b"".join, zip(spoken, spoken[1:], spoken[2:], strict=False))))
+        return frozenset((xxh32_intdigest(b" ".join(spoken)),)) if spoken else frozenset()
+    return frozenset(map(xxh32_intdigest, map(b"".join, zip(spoken, spoken[1:], spoken[2:], strict=False))))
 
 
 class Phrases:
