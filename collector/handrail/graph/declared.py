@@ -558,6 +558,8 @@ def _statements(text: str) -> Iterator[list[str]]:
             yield []
         elif is_front or stripped.startswith("%%"):
             yield []
+        elif ";" not in stripped:
+            yield [stripped] if stripped else []
         else:
             yield [part for piece in _split(stripped) if (part := piece.strip())]
 
@@ -565,7 +567,7 @@ def _statements(text: str) -> Iterator[list[str]]:
 def _split(line: str) -> Iterator[str]:
     """At the semicolons that stand outside quotes and brackets."""
     depth, start, is_quoted = 0, 0, False
-    for index, letter in enumerate(line if ";" in line else ""):
+    for index, letter in enumerate(line):
         if letter == '"':
             is_quoted = not is_quoted
         elif is_quoted:
