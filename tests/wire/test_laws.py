@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from handrail.event import Fault
@@ -284,6 +284,7 @@ many_cuts = st.lists(st.integers(0, 4000), max_size=12)
 @pytest.mark.parametrize("name", DRIVES)
 @settings(max_examples=120, deadline=None)
 @given(raw=streams, cuts=many_cuts)
+@example(raw=b"PUB a.b 2\r\nhi\r\n\x16\x03\x01", cuts=[16])
 def test_any_chunking_of_anything_gives_the_same(name: str, raw: bytes, cuts: list[int]) -> None:
     """Also of what is no message: the same messages before the fault, and the same fault."""
     drive = DRIVES[name]

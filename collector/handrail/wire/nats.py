@@ -115,10 +115,7 @@ class NatsDecoder:
     def client(self, data: bytes, at: float) -> list[Seen]:
         out = self._out = []
         if not self._over:
-            if data and data[0] == 0x16 and not self._client.line and not self._client.left:
-                self._end("tls")
-            else:
-                self._read(self._client, data, at, False)
+            self._read(self._client, data, at, False)
         return out
 
     def server(self, data: bytes, at: float) -> list[Seen]:
@@ -162,6 +159,8 @@ class NatsDecoder:
                 stream.left -= taken
                 if not stream.left:
                     self._whole(stream, at, is_server)
+            elif not is_server and data[pos] == 0x16 and not stream.line:  # where a line begins, however it was cut
+                self._end("tls")
             else:
                 eol = data.find(b"\n", pos)
                 if eol < 0:
@@ -178,8 +177,6 @@ class NatsDecoder:
                     self._fail("line_too_long", at)
                 elif not self._line(stream, line, is_server):
                     self._fail("invalid_line", at)
-                elif not is_server and pos < end and data[pos] == 0x16 and not stream.left:
-                    self._end("tls")
             if self._over:
                 return
 
