@@ -85,6 +85,7 @@ class Pipeline:
 
         A handoff that a span has told already means nothing more: the Decision is empty.
         """
+        self.registry.proved.clear()
         faults: list[Fault] = []
         if (
             self.sightings is not None
@@ -142,6 +143,7 @@ class Pipeline:
                 break
         if not is_alike:
             return [self.observe(event) for event in events]
+        self.registry.proved.clear()
         known: list[Event] = []
         # What few events have is not made for all: the place of an event to what there is of it.
         findings: dict[int, list[Finding]] = {}
@@ -155,12 +157,12 @@ class Pipeline:
         for watch in self._whole.get(kind, ()):
             if watch.off:
                 continue
-            where, detector, failures = watch.where, watch.detector, watch.failures
+            where, observe, failures = watch.where, watch.detector.observe, watch.failures
             for index, event in enumerate(known):
                 try:
                     if where is not None and not where(event):
                         continue
-                    found = detector.observe(event)
+                    found = observe(event)
                     if found:
                         findings.setdefault(index, []).extend(found)
                 except Exception as error:  # containment, as in `observe`

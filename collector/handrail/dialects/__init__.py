@@ -368,7 +368,8 @@ def complete(event: Event, exchange: Exchange, **fields: object) -> Event:
     fields["duration_ms"] = max(0.0, exchange.ended - request.at) * 1000
     transfer = request.end - request.at
     if reply is not None:
-        if b"event-stream" not in reply.headers.get(b"content-type", b""):
+        kind = reply.headers.get(b"content-type", b"")
+        if kind == b"application/json" or b"event-stream" not in kind:
             transfer += reply.end - reply.at
         if "status" not in fields:
             fields["status"] = reply.status

@@ -36,7 +36,7 @@ class CloudEvents:
         headers = request.headers
         kind = headers.get(b"content-type", b"")
         # One byte says no for nearly every request; media types may be written in any case (RFC 9110 8.3.1).
-        if kind[12:13] in b"cC" and (kind := kind.lower()).startswith(b"application/cloudevents"):
+        if kind[12:13] in (b"c", b"C") and (kind := kind.lower()).startswith(b"application/cloudevents"):
             body = request.json(exchange.route.limits)
             if type(body.value) is list and kind.startswith(b"application/cloudevents-batch"):
                 return tuple(

@@ -331,7 +331,10 @@ class _Client(asyncio.Protocol):
 
     def _reply_deadline(self, at: float) -> float:
         seconds = self._proxy.limits.reply_seconds
-        if not seconds or b"event-stream" in self.decoder.headers.get(b"accept", b""):
+        if not seconds:
+            return 0.0
+        accepted = self.decoder.headers.get(b"accept")
+        if accepted is not None and accepted != b"*/*" and b"event-stream" in accepted:
             return 0.0
         return at + seconds
 
@@ -1264,7 +1267,7 @@ class Proxy:
 
     def next_id(self) -> str:
         self._count += 1
-        return f"{self._prefix}-{self._count:x}"
+        return f"{self._prefix}-{self._count}"
 
     async def start(self) -> list[tuple[str, int]]:
         """Starts to listen. The addresses, in the order of the listeners. Raises OSError where one is taken."""

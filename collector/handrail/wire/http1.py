@@ -63,7 +63,7 @@ class _Copy:
         self._size = 0
         self.cut = None
         kind = headers.get(b"content-type")
-        if kind is not None and b"json" not in kind and b"event-stream" not in kind and length != 0:
+        if kind is not None and kind != b"application/json" and length != 0:
             folded = kind.lower()
             if b"json" not in folded and b"event-stream" not in folded:
                 self.cut = "not_json"
