@@ -85,7 +85,6 @@ class Pipeline:
 
         A handoff that a span has told already means nothing more: the Decision is empty.
         """
-        self.registry.proved.clear()
         faults: list[Fault] = []
         if (
             self.sightings is not None
@@ -143,7 +142,6 @@ class Pipeline:
                 break
         if not is_alike:
             return [self.observe(event) for event in events]
-        self.registry.proved.clear()
         known: list[Event] = []
         # What few events have is not made for all: the place of an event to what there is of it.
         findings: dict[int, list[Finding]] = {}

@@ -2,11 +2,8 @@
 
 import orjson
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from handrail.event import Event, to_json
-from handrail.pipeline import Pipeline
 from handrail.wire.body import MALFORMED, REASONS
 
 SCHEMA = {
@@ -98,26 +95,3 @@ def test_nothing_of_the_payload_is_in_the_finding(build) -> None:
     assert len(found.evidence["violations"]) >= 6
     assert b"canary" not in written
     assert b"77123" not in written
-
-
-@given(
-    payloads=st.lists(
-        st.fixed_dictionaries({}, optional={"summary": st.sampled_from(["s", "t", 1]), "n": st.integers(0, 1)}),
-        min_size=25,
-        max_size=60,
-    ),
-    together=st.integers(1, 9),
-)
-def test_what_drift_has_learned_changes_no_verdict(build, payloads, together) -> None:
-    """Beside schema.drift, which checks a payload of a known form and its schema in one, the same events are found."""
-    events = [handoff(payload, id=f"e{number}", at=float(number)) for number, payload in enumerate(payloads)]
-    alone, drift = (build(kind, schemas=SCHEMAS) for kind in ("schema.violation", "schema.drift"))
-    expected = [[each.event for each in alone.observe(event).findings] for event in events]
-    violation = build("schema.violation", schemas=SCHEMAS).watches[0]
-    violation.detector._registry = drift.registry
-    beside = Pipeline((*drift.watches, violation), drift.registry)
-    found: list[list[str]] = []
-    for at in range(0, len(events), together):
-        decisions = beside.observe_together(events[at : at + together])
-        found += [[each.event for each in one.findings if each.rule == "schema.violation"] for one in decisions]
-    assert found == expected

@@ -103,32 +103,6 @@ def test_formats_are_annotations_in_the_newer_drafts(draft: str) -> None:
                 assert all(schema.is_valid(case["data"]) for case in group["tests"])
 
 
-FORM = {"$schema": DRAFTS["draft2020-12"]}
-
-
-@pytest.mark.skipif(not SUITE.is_dir(), reason="the suite is not beside this checkout")
-@pytest.mark.parametrize(
-    ("draft", "least"), [("draft6", 400), ("draft7", 400), ("draft2019-09", 400), ("draft2020-12", 400)]
-)
-def test_together_with_a_form_a_schema_says_what_it_says_alone(draft: str, least: int) -> None:
-    """Each case of each schema of the suite that can be put together, with a form that refuses nothing."""
-    asked = 0
-    for pattern in ("*.json", "optional/*.json", "optional/format/*.json"):
-        for file in sorted(SUITE.joinpath(draft).glob(pattern)):
-            for group in json.loads(file.read_text("utf-8")):
-                if not isinstance(schema := group["schema"], dict):
-                    continue
-                try:
-                    alone = Schema("suite", "1", json.dumps({"$schema": DRAFTS[draft], **schema}).encode())
-                except SchemaError:
-                    continue
-                together = alone.together_with(FORM)
-                for case in group["tests"] if together is not None else ():
-                    asked += 1
-                    assert together(case["data"]) == alone.is_valid(case["data"]), (group, case)
-    assert asked > least
-
-
 plain = st.recursive(
     st.none() | st.booleans() | st.integers(-3, 3) | st.sampled_from(["", "a", "ab"]),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["a", "b"]), inner, max_size=2),
@@ -165,16 +139,3 @@ def test_the_reference_implementation_agrees(schema: Any, payload: Any) -> None:
     ours = Schema("law", "1", json.dumps(schema).encode())
 
     assert ours.is_valid(payload) == jsonschema.Draft202012Validator(schema).is_valid(payload)
-
-
-@given(declared=schemas, form=schemas, payload=plain)
-def test_together_is_both(declared: Any, form: Any, payload: Any) -> None:
-    """A schema and a form in one check say what they say in two."""
-    form = {**FORM, **(form if isinstance(form, dict) else {"not": {}})}
-    schema = Schema("law", "1", json.dumps(declared).encode())
-    together = schema.together_with(form)
-
-    assert (together is None) == isinstance(declared, bool)
-    if together is not None:
-        both = schema.is_valid(payload) and jsonschema.Draft202012Validator(form).is_valid(payload)
-        assert together(payload) == both

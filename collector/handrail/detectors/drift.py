@@ -35,7 +35,7 @@ from handrail.detectors.params import DriftParams
 from handrail.event import Event, Finding
 from handrail.schema.declared import Declarations, Declared, has_format
 from handrail.schema.inference import MAX_DEPTH, Node, Profile, format_of, is_id, is_word
-from handrail.schema.registry import Registry, Schema, type_name
+from handrail.schema.registry import Registry, type_name
 
 Change = Literal["added", "removed", "type", "nullability", "enumeration", "format", "presence", "distribution", "size"]
 
@@ -241,8 +241,6 @@ class Sender:
         "_gap",
         "_next",
         "agent_version",
-        "both",
-        "both_of",
         "changes",
         "declared",
         "event",
@@ -273,9 +271,6 @@ class Sender:
         self.messages = 0
         self.fits: Any = None
         """Whether a payload shows nothing new; None until there is a past."""
-        self.both: Any = None
-        """Whether a payload shows nothing new and is valid by the schema `both_of`."""
-        self.both_of: Any = None
         self.declared: tuple[Any, Declarations] | None = None
         self.measures: dict[tuple[str, Steps], Measure] = {}
         self.plan: tuple[Measure, ...] = ()
@@ -291,20 +286,15 @@ class Sender:
         self.last_change = 0
         self._next, self._gap = 0, 1
 
-    def compile(self, learn: int, schema: Schema | None) -> None:
+    def compile(self, learn: int) -> None:
         """The closed form of the past, and what to measure. Ever more seldom, so that flapping costs little."""
         if self.messages < max(learn, self._next):
             return
         self._gap = min(2 * self._gap, 256)
         self._next = self.messages + self._gap
         self.is_dirty = False
-        self.both_of = None
         try:
-            closed = self.profile.closed()
-            self.fits = jsonschema_rs.validator_for(closed, validate_formats=True).is_valid
-            self.both = None if schema is None else schema.together_with(closed)
-            if self.both is not None:
-                self.both_of = schema
+            self.fits = jsonschema_rs.validator_for(self.profile.closed(), validate_formats=True).is_valid
         except ValueError:  # names that are no text; every payload is walked then
             self.fits = None
         self._measure(self.profile.root, (), 0)
@@ -399,13 +389,8 @@ class SchemaDrift:
             senders.move_to_end(key)
         sender.messages = messages = sender.messages + 1
         found: Iterable[Finding] = NOTHING
-        is_known = False
         try:
-            if schema is not None and sender.both_of is schema and sender.both(value):
-                is_known = True
-                self._registry.proved.add(id(event))
-            elif sender.fits is not None:
-                is_known = sender.fits(value)
+            is_known = sender.fits is not None and sender.fits(value)
         except (ValueError, TypeError):
             is_known = False
         if messages > _YOUNG:
@@ -419,7 +404,7 @@ class SchemaDrift:
             if moved:
                 found = (*found, *moved)
         if sender.is_dirty or not messages & (messages - 1):
-            sender.compile(self._params.learn, schema)
+            sender.compile(self._params.learn)
         return found
 
     def _walk(self, event: Event, value: Any, sender: Sender, schema: Any, is_reply: bool) -> Iterable[Finding]:

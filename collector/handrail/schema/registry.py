@@ -57,7 +57,6 @@ class Schema:
 
     __slots__ = (
         "_fits",
-        "_is_portable",
         "_iter_errors",
         "_names",
         "_shape",
@@ -83,7 +82,6 @@ class Schema:
         outline = _Outline(whole, self.draft)
         self._shape = outline.shape()
         self._names = frozenset(outline.names)
-        self._is_portable = self.draft != "draft-04" and outline.keywords <= _PORTABLE
         validator = _compile(whole, outline)
         self._fits = validator.is_valid
         self._validate = validator.validate
@@ -95,24 +93,6 @@ class Schema:
             return self._fits(payload)
         except (ValueError, TypeError):
             return False
-
-    def together_with(self, form: Mapping[str, Any]) -> Callable[[Any], bool] | None:
-        """One check whether a payload is of `form`, a schema of draft 2020-12, and valid by this one too.
-
-        It costs little more than either check, because the way through the payload is what they cost. None where this
-        schema uses a keyword that means something else in another draft or document.
-        """
-        if not self._is_portable or not isinstance(self.whole, dict):
-            return None
-        declared = {name: value for name, value in self.whole.items() if name != "$schema"}
-        document = {**form, "allOf": [*form.get("allOf", ()), {**declared, "$id": "urn:handrail:declared"}]}
-        try:
-            validator = jsonschema_rs.validator_for(
-                document, retriever=_refuse, pattern_options=_LINEAR, validate_formats=True
-            )
-        except ValueError:
-            return None
-        return validator.is_valid
 
     def check(self, payload: Any, limit: int = MAX_VIOLATIONS) -> list[Violation]:
         """Where the payload is not what the schema says, at most `limit` places, in the order of their paths.
@@ -275,49 +255,6 @@ def _refuse(uri: str) -> NoReturn:
 
 _LINEAR = jsonschema_rs.RegexOptions()
 
-_PORTABLE = frozenset(
-    {
-        "$comment",
-        "$defs",
-        "$ref",
-        "$schema",
-        "additionalProperties",
-        "allOf",
-        "anyOf",
-        "const",
-        "default",
-        "definitions",
-        "deprecated",
-        "description",
-        "enum",
-        "examples",
-        "exclusiveMaximum",
-        "exclusiveMinimum",
-        "items",
-        "maxItems",
-        "maxLength",
-        "maxProperties",
-        "maximum",
-        "minItems",
-        "minLength",
-        "minProperties",
-        "minimum",
-        "multipleOf",
-        "not",
-        "oneOf",
-        "pattern",
-        "properties",
-        "readOnly",
-        "required",
-        "title",
-        "type",
-        "uniqueItems",
-        "writeOnly",
-    }
-)
-"""What means the same in draft 6 and all later ones. Not `format`, which each draft takes otherwise; and in draft 4 the
-number 1.0 is no integer."""
-
 
 def _draft_of(document: Any, default: str = DEFAULT_DRAFT) -> str:
     if not isinstance(document, dict | bool):
@@ -443,7 +380,6 @@ class _Outline:
     def __init__(self, document: Any, draft: str, base: str = "") -> None:
         """`base` is the URI of the document."""
         self.names: set[str] = set()
-        self.keywords: set[str] = set()
         self._parts: dict[int, _Part] = {}
         self._resources: dict[str, _Part] = {}
         self._anchors: dict[str, list[_Part]] = {}
@@ -505,7 +441,6 @@ class _Outline:
                 self.names.update(schema[keyword])
         if isinstance(schema.get("required"), list):
             self.names.update(name for name in schema["required"] if isinstance(name, str))
-        self.keywords.update(schema)
         self._parts[id(schema)] = part
         return part
 
@@ -898,9 +833,6 @@ class Registry:
         self._latest: dict[str, str] = {}
         self._memo: dict[tuple[str | None, ...], Selected] = {}
         self._learned: dict[str, dict[str, Schema]] = {}
-        self.proved: set[int] = set()
-        """The `id` of each event under observation whose payload turned out to be valid while something else was
-        checked. Whoever observes empties it, because an `id` is an event's own for as long as the event lives."""
 
     def __len__(self) -> int:
         """How many subjects there are."""
