@@ -587,6 +587,30 @@ def test_a_reply_before_the_request_is_complete_is_forwarded(closes: bool) -> No
     play(go, hasty)
 
 
+def test_a_reply_that_came_before_a_reset_is_forwarded() -> None:
+    """Faults 58: the upstream answers, closes, and leaves the upload unread; what is sent to it then is reset, and the
+    write fails before the loop has read the answer."""
+    early = b"HTTP/1.1 413 Content Too Large\r\nContent-Length: 2\r\nConnection: close\r\n\r\nno"
+    listening = socket.socket()
+    listening.bind(("127.0.0.1", 0))
+    listening.listen(1)
+
+    async def go(stage: Stage) -> None:
+        with socket.create_connection(("127.0.0.1", stage.port), 5) as client:
+            client.sendall(POST[:-4])
+            upstream = await asyncio.to_thread(lambda: listening.accept()[0])
+            await asyncio.to_thread(upstream.recv, 1, socket.MSG_PEEK)
+            client.sendall(POST[-4:])  # these three in this order and within one turn of the loop
+            upstream.sendall(early)
+            upstream.close()
+            assert await asyncio.to_thread(client.recv, 65_536) == early
+        (event,) = await stage.settled(1)
+        assert (event.outcome, event.status) == ("rejected", 413)
+
+    with listening:
+        play(go, upstream_port=listening.getsockname()[1])
+
+
 @pytest.mark.parametrize(
     "reply",
     [

@@ -10,6 +10,7 @@ and `hold_seconds`.
 import asyncio
 import contextlib
 import logging
+import os
 import re
 import secrets
 import select
@@ -61,6 +62,8 @@ STALE_SECONDS = 0.05
 """After so long a pause the upstream is looked at before it gets a request: it may have closed its connection."""
 HALF_CLOSE_SECONDS = 1.0
 """A client that has sent its last byte may still want the answer. After this long the upstream is told."""
+
+_LAST_BYTES = 65_536
 
 _perf = time.perf_counter
 
@@ -1162,10 +1165,24 @@ class _Upstream(asyncio.Protocol):
         return False
 
     def connection_lost(self, error: Exception | None) -> None:
+        if error is not None:
+            self._read_last()
         if self._client is not None:
             at = self._proxy.now()
             self._ended(self.decoder.close(at), at, clean=error is None)
         self.decoder.drop()
+
+    def _read_last(self) -> None:
+        """What had arrived before a write failed, and the loop did not read any more: an early answer, mostly."""
+        transport = self.transport
+        if transport is None or transport.get_extra_info("ssl_object") is not None:
+            return
+        held = transport.get_extra_info("socket")
+        if held is None or held.fileno() < 0:
+            return
+        with contextlib.suppress(OSError):
+            while self._client is not None and (data := os.read(held.fileno(), _LAST_BYTES)):
+                self.data_received(data)
 
     def _ended(self, got: Reply | Fault | None, at: float, *, clean: bool) -> None:
         client, self._client = self._client, None
