@@ -5,7 +5,7 @@ Event ─▶ subject, version, digest ─▶ rules that match ─▶ detectors �
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, cast, get_args
+from typing import Any, Final, cast, get_args
 
 import msgspec
 
@@ -276,10 +276,10 @@ def _fault(component: str, error: Exception, at: float) -> Fault:
     return Fault(component=component, reason="error", message=f"{type(error).__name__}: {error}", at=at)
 
 
-_ABSENT = object()
+_ABSENT: Final = object()
 
 
-OPEN_SECONDS = 0.05
+OPEN_SECONDS: Final = 0.05
 """A call that is open for longer is observed while it is; a shorter one only when it is over."""
 
 

@@ -23,7 +23,7 @@ Statistics, at the probability `false_alarm` (1e-6) under the assumption that pa
 import math
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Final, Literal
 
 import jsonschema_rs
 import msgspec
@@ -39,11 +39,11 @@ from handrail.schema.registry import Registry, type_name
 
 Change = Literal["added", "removed", "type", "nullability", "enumeration", "format", "presence", "distribution", "size"]
 
-_KINDS = frozenset({"handoff", "write", "publish"})
-_LANDED = frozenset({"completed", "accepted"})
-_MAX_CHANGES = 20
+_KINDS: Final = frozenset({"handoff", "write", "publish"})
+_LANDED: Final = frozenset({"completed", "accepted"})
+_MAX_CHANGES: Final = 20
 """Changes told of one payload; one that shares nothing with the past is not a hundred changes."""
-_MAX_MEASURES = 64
+_MAX_MEASURES: Final = 64
 _YOUNG, _STEPS = 1_000, 3
 """The first payloads are all measured; then every n-th, so that each costs about as many steps into it."""
 _HABIT = 20
@@ -55,7 +55,7 @@ _KEYS_AT_ONCE = 8
 """As many new names in one object, or told of one object, are keys of a map."""
 _LEAST_SHIFT = 3
 """Bins that a quartile must have moved, about a third of its value: what is certain need not be worth telling."""
-_PAST = 500
+_PAST: Final = 500
 """Values that a measurement's past holds at most; beyond, it is halved, so that what is long ago weighs less."""
 
 
@@ -571,7 +571,7 @@ class SchemaDrift:
         return len(self._senders)
 
 
-_ABSENT = object()
+_ABSENT: Final = object()
 _CHANGE_OF: dict[str, Change] = {
     "presence": "presence",
     "size": "size",

@@ -7,7 +7,7 @@ read all that a writer of the other may write is proved by `schema.compatibility
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Final
 
 import msgspec
 
@@ -17,9 +17,9 @@ from handrail.event import Event, Finding, FindingSide
 from handrail.schema.compatibility import Verdict, check
 from handrail.schema.registry import Registry, Schema, SchemaError, version_order
 
-_STEPS = 50
+_STEPS: Final = 50
 """How often the search for a witness may ask whether to go on: it runs where traffic is looked at."""
-_KINDS = frozenset({"handoff", "write", "publish"})
+_KINDS: Final = frozenset({"handoff", "write", "publish"})
 
 
 class SchemaMismatch:

@@ -1,7 +1,7 @@
 """A payload that no registered schema can judge becomes a finding, once in a while for each workflow."""
 
 from collections.abc import Iterable
-from typing import ClassVar
+from typing import ClassVar, Final
 
 import msgspec
 
@@ -10,7 +10,7 @@ from handrail.detectors.params import UnknownParams
 from handrail.event import Event, Finding
 from handrail.schema.registry import Registry, is_untyped
 
-_QUIET = 10_000
+_QUIET: Final = 10_000
 
 
 class SchemaUnknown:

@@ -7,7 +7,7 @@ that claims a request reads its reply; `http` claims what nobody else does: an e
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Protocol, cast
+from typing import Any, Final, Protocol, cast
 from urllib.parse import quote, unquote
 
 import msgspec
@@ -133,10 +133,10 @@ def outcome_of(exchange: Exchange) -> Outcome:
     return "timeout" if status == 504 else "failed"
 
 
-NAME_LENGTH = 512
+NAME_LENGTH: Final = 512
 """Names and ids are cut to this many characters: they become keys that are kept."""
 
-_INT64 = range(-(2**63), 2**63)
+_INT64: Final = range(-(2**63), 2**63)
 
 
 def text(value: object) -> str | None:
@@ -192,10 +192,13 @@ def schema_named(value: object) -> tuple[str | None, str | None]:
 
 
 _SCHEMA_URI = re.compile(r"(?:^|/)([^/?#]+)/(v?[0-9][\w.+-]*?)(?:\.json)?#?\Z")
-_TRACEPARENT = re.compile(rb"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})([0-9a-f]{16})-[0-9a-f]{2}(?:-|\Z)")
-_HEX = b"0123456789abcdef"
-_NO_TRACE, _NO_PARENT = b"0" * 32, b"0" * 16
-_BAGGAGE_KEYS = (b"handrail-workflow", b"workflow")
+_TRACEPARENT = re.compile(
+    rb"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})([0-9a-f]{16})-[0-9a-f]{2}(?:-|\Z)"
+)
+_HEX: Final = b"0123456789abcdef"
+_NO_TRACE: Final = b"0" * 32
+_NO_PARENT: Final = b"0" * 16
+_BAGGAGE_KEYS: Final = (b"handrail-workflow", b"workflow")
 
 
 def trace_of(traceparent: bytes) -> tuple[str | None, str | None]:

@@ -5,7 +5,7 @@ JMESPath finds in it. Other dialects use `said_by` for an envelope that travels 
 """
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, Final
 
 import jmespath
 from jmespath.exceptions import JMESPathError
@@ -15,7 +15,7 @@ from handrail.dialects import begin, complete, instant, outcome_of, place_of, st
 from handrail.event import Event, Fault, Outcome
 from handrail.wire import Exchange
 
-OUTCOME_OF_STATUS: Mapping[str, Outcome] = {
+OUTCOME_OF_STATUS: Final[Mapping[str, Outcome]] = {
     "failed": "failed",
     "error": "failed",
     "partial": "accepted",
@@ -61,7 +61,7 @@ def add_metadata(said: dict[str, Any], metadata: Mapping[str, Any]) -> None:
         said["workflow"] = text(metadata["workflow"])
 
 
-_METADATA = {
+_METADATA: Final = {
     "workflow_id": ("workflow", text),
     "attempt": ("attempt", whole),
     "token_count": ("tokens", whole),

@@ -20,7 +20,7 @@ import struct
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any, Final, cast
 
 import msgspec
 import orjson
@@ -44,28 +44,28 @@ log = logging.getLogger("handrail.proxy")
 MODELS = frozenset({"openai", "anthropic", "gemini"})
 """The dialects whose replies hold handoffs."""
 
-PIPELINE_BYTES = 65_536
+PIPELINE_BYTES: Final = 65_536
 """How much may wait behind a request that is being answered before the client is no longer read."""
-COUNTED_BYTES = 65_536
+COUNTED_BYTES: Final = 65_536
 """A longer body counts against the one budget of all copies until its exchange was looked at."""
-SWEEP_SECONDS = 0.25
+SWEEP_SECONDS: Final = 0.25
 """How exact time-outs are; one pass over all connections costs about 0.1 µs each."""
-LOOK_SECONDS = 0.005
+LOOK_SECONDS: Final = 0.005
 """How long an exchange that is over waits for a better moment to be looked at."""
-LOOK_TOGETHER = 8
+LOOK_TOGETHER: Final = 8
 """So many exchanges are looked at in one go: one caller in eight waits for inspection, and the median for none."""
-AFTER_SECONDS = 0.001
+AFTER_SECONDS: Final = 0.001
 """A deadline is over so long after its instant: deadlines travel as text, and an answer at the instant is in time."""
-LINGER_SECONDS = 1.0
+LINGER_SECONDS: Final = 1.0
 """How long a refused client is read and discarded, so that a reset does not overtake the answer."""
-STALE_SECONDS = 0.05
+STALE_SECONDS: Final = 0.05
 """After so long a pause the upstream is looked at before it gets a request: it may have closed its connection."""
-HALF_CLOSE_SECONDS = 1.0
+HALF_CLOSE_SECONDS: Final = 1.0
 """A client that has sent its last byte may still want the answer. After this long the upstream is told."""
 
-_LAST_BYTES = 65_536
+_LAST_BYTES: Final = 65_536
 
-_perf = time.perf_counter
+_perf: Final = time.perf_counter
 
 
 class _Passage:
@@ -83,7 +83,7 @@ class _Passage:
         self.inspected = 0.0
 
 
-_NO_EXCHANGE = Exchange(id="", route=Route(), request=Request(headers={}, method="", target=""), ended=1.0)
+_NO_EXCHANGE: Final = Exchange(id="", route=Route(), request=Request(headers={}, method="", target=""), ended=1.0)
 
 # What a client connection is doing.
 _IDLE, _HEAD, _BODY, _HELD, _WAITING, _TUNNEL, _DISCARD, _CLOSED = range(8)

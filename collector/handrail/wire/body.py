@@ -6,7 +6,7 @@ The bytes that travel are never touched; this reads a copy. Reasons are a closed
 import json
 import zlib
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Final
 
 import brotli
 import orjson
@@ -29,7 +29,7 @@ REASONS = {
     "tunnel": "CONNECT, Upgrade or HTTP/2: bytes pass through unread",
 }
 
-MALFORMED = frozenset({"invalid_json", "duplicate_key", "too_deep"})
+MALFORMED: Final = frozenset({"invalid_json", "duplicate_key", "too_deep"})
 """The reasons that are the sender's doing: the body claims to be JSON and is not, or is ambiguous."""
 
 
@@ -52,7 +52,7 @@ class Body:
         return f"Body({self.value!r}, {self.reason!r})"
 
 
-EMPTY = Body()
+EMPTY: Final = Body()
 
 
 def read_body(headers: Mapping[bytes, bytes], raw: bytes, cut: str | None, limits: BodyLimits) -> Body:
@@ -131,7 +131,7 @@ def _zstd(raw: bytes, limit: int) -> bytes:
     return out
 
 
-_DECODERS: Mapping[bytes, Callable[[bytes, int], bytes]] = {
+_DECODERS: Final[Mapping[bytes, Callable[[bytes, int], bytes]]] = {
     b"gzip": lambda raw, limit: _inflate(raw, limit, 16 + zlib.MAX_WBITS),
     b"x-gzip": lambda raw, limit: _inflate(raw, limit, 16 + zlib.MAX_WBITS),
     b"deflate": _deflate,
@@ -139,8 +139,8 @@ _DECODERS: Mapping[bytes, Callable[[bytes, int], bytes]] = {
     b"zstd": _zstd,
 }
 
-_DIGITS_AS_ZERO = bytes(48 if 48 <= byte <= 57 else byte for byte in range(256))
-_WRITE_DEPTH = 254
+_DIGITS_AS_ZERO: Final = bytes(48 if 48 <= byte <= 57 else byte for byte in range(256))
+_WRITE_DEPTH: Final = 254
 """Deeper than this orjson reads (to 1,024) but does not write."""
 
 

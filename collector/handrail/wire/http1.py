@@ -15,7 +15,7 @@ of the body that arrived with it, both exactly as received: what may be forwarde
 
 import re
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final
 
 import httptools
 
@@ -103,35 +103,35 @@ class _Copy:
         return whole
 
 
-_ONCE = frozenset({b"host", b"content-length", b"transfer-encoding"})
+_ONCE: Final = frozenset({b"host", b"content-length", b"transfer-encoding"})
 _BARE_LF = re.compile(rb"(?<!\r)\n")
 _EMPTY_LINES = re.compile(rb"(?:\r\n)+")
-_METHODS: dict[bytes, str] = {}
+_METHODS: Final[dict[bytes, str]] = {}
 
 
-_REMEMBERED = 4_096
-_LINE_BYTES = 256
-_NOT_PLAIN = frozenset({b"transfer-encoding", b"upgrade", b"trailer"})
-_NEVER_TWICE = frozenset({b"traceparent", b"tracestate", b"baggage", b"x-request-id", b"handrail-task"})
+_REMEMBERED: Final = 4_096
+_LINE_BYTES: Final = 256
+_NOT_PLAIN: Final = frozenset({b"transfer-encoding", b"upgrade", b"trailer"})
+_NEVER_TWICE: Final = frozenset({b"traceparent", b"tracestate", b"baggage", b"x-request-id", b"handrail-task"})
 _PLAIN_FIELD = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+): ([\x21-\x7e](?:[\x20-\x7e]*[\x21-\x7e])?)")
 _PLAIN_REQUEST = re.compile(rb"(GET|HEAD|POST|PUT|PATCH|DELETE|OPTIONS) (/[\x21-\x7e]*) HTTP/1\.1")
 _PLAIN_STATUS = re.compile(rb"HTTP/1\.1 ([1-5][0-9][0-9]) [A-Za-z -]*")
 
-_HEADS = 512
-_HEAD_BYTES = 1_024
-_TRACE = b"\r\ntraceparent: "
-_TRACE_BYTES = 55
-_TRACE_DIGITS = b"0123456789abcdef-"
+_HEADS: Final = 512
+_HEAD_BYTES: Final = 1_024
+_TRACE: Final = b"\r\ntraceparent: "
+_TRACE_BYTES: Final = 55
+_TRACE_DIGITS: Final = b"0123456789abcdef-"
 
-_fields: dict[bytes, tuple[bytes, bytes]] = {}
-_requests: dict[bytes, tuple[str, bytes, str]] = {}
-_statuses: dict[bytes, int] = {}
+_fields: Final[dict[bytes, tuple[bytes, bytes]]] = {}
+_requests: Final[dict[bytes, tuple[str, bytes, str]]] = {}
+_statuses: Final[dict[bytes, int]] = {}
 
 _Head = tuple[tuple[str, bytes, str], int, dict[bytes, bytes]]
 """What a request line says, how many lines there are, and the headers but for the traceparent; never changed."""
 
-_heads: dict[bytes, _Head] = {}
-_replies: dict[bytes, tuple[int, int, dict[bytes, bytes]]] = {}
+_heads: Final[dict[bytes, _Head]] = {}
+_replies: Final[dict[bytes, tuple[int, int, dict[bytes, bytes]]]] = {}
 
 
 def _remember(memory: dict[bytes, Any], line: bytes, read: Any) -> None:
