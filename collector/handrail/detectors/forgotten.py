@@ -4,6 +4,7 @@ import re
 from collections import OrderedDict
 from collections.abc import Iterable
 from struct import Struct
+from sys import intern
 from typing import Any, ClassVar, Final
 from zlib import crc32
 
@@ -11,6 +12,7 @@ import msgspec
 import xxhash
 
 from handrail.detectors import NOTHING, Rule, Sight, finding
+from handrail.detectors.packed import quoted, unpacked
 from handrail.detectors.params import EdgeContract, ForgottenParams, Keep
 from handrail.detectors.similarity import text_of, words
 from handrail.event import Event, Finding
@@ -31,16 +33,19 @@ _STILL: Final = 0.75
 """So many of a constraint's words somewhere in a payload are the constraint in other words or in another place."""
 
 
+_Coded = tuple[frozenset[int], tuple[int, ...]]
+"""Hashes of a constraint's words, and of its wording; one object for all workflows that say it."""
+
+
 class _Constraint:
     __slots__ = ("event", "hop", "index", "source", "texts", "told", "words")
 
-    def __init__(self, event: str, hop: int, source: str | None, index: int, words: frozenset[int], text: int) -> None:
+    def __init__(self, event: str, hop: int, source: str | None, index: int, coded: _Coded) -> None:
         self.event = event
         self.hop = hop
-        self.source = source
+        self.source = None if source is None else intern(source)
         self.index = index
-        self.words = words
-        self.texts: tuple[int, ...] = (text,)
+        self.words, self.texts = coded
         """Of its wordings: hashes, by which it is known again at no cost."""
         self.told = False
 
@@ -65,14 +70,14 @@ class _Workflow:
         self.decided: str | None = None
         """The event that last carried decisions."""
         self.decisions = 0
-        self.constraints: dict[int, _Constraint] = {}
-        self.written: dict[str, None] = {}
+        self.constraints: tuple[_Constraint, ...] = ()
+        self.written: dict[str, None] | None = None
         """Names of what was written."""
-        self.listed: dict[str, None] = {}
+        self.listed: dict[str, None] | None = None
         """Names in `output.artifacts`, but for the last ones."""
         self.new = ""
-        """What the last of them are called, each after a NUL: one text takes a third of what many take. It becomes
-        names when something asks for them, which most never do."""
+        """What the last of them are called, packed; they become names when something asks for them, which most never
+        do."""
         self.news = 0
         """How many they are."""
         self.ids = b""
@@ -114,7 +119,7 @@ class ContextLost:
         self._workflows: OrderedDict[str, _Workflow] = OrderedDict()
         self._plain: set[int] = set()
         """Hashes of the keys of objects none of which speaks of artifacts."""
-        self._coded: dict[int, frozenset[int]] = {}
+        self._coded: dict[int, _Coded] = {}
         """Wordings of constraints to their words: workflows of one kind have the same."""
 
     def observe(self, event: Event) -> Iterable[Finding]:
@@ -126,7 +131,10 @@ class ContextLost:
             if event.kind == "write":
                 workflow = self._workflow(key)
                 if event.key is not None and event.outcome not in ("failed", "rejected"):
-                    _keep(workflow.written, _name(event.key))
+                    written = workflow.written
+                    if written is None:
+                        written = workflow.written = {}
+                    _keep(written, _name(event.key))
             return NOTHING
         if type(payload) is not dict or not ("context" in payload or "output" in payload):
             return NOTHING
@@ -164,6 +172,8 @@ class ContextLost:
             workflow = self._workflows[key] = _Workflow()
             if len(self._workflows) > self._keys:
                 self._workflows.popitem(last=False)
+        else:
+            self._workflows.move_to_end(key)
         return workflow
 
     def _contract(self, event: Event) -> _Contract:
@@ -217,7 +227,7 @@ class ContextLost:
         if keep != "never":
             due: list[_Constraint] = []
             target = event.target
-            for each in known.values():
+            for each in known:
                 if workflow.hops - each.hop >= _LATER and each.source != target:
                     if literal.isdisjoint(each.texts):
                         due.append(each)
@@ -227,7 +237,7 @@ class ContextLost:
                 self._missing(workflow, event, due, found)
         texts: set[int] = set()
         is_whole = True
-        for each in known.values():
+        for each in known:
             texts.update(each.texts)
             is_whole = is_whole and not literal.isdisjoint(each.texts)
         if mark and len(listed) < _ITEMS and is_whole:
@@ -236,21 +246,21 @@ class ContextLost:
             if wording in texts:
                 continue
             coded = self._words_of(listed[index], wording)
-            if not coded:
+            if not coded[0]:
                 continue
-            code = hash(coded)
-            same = known.get(code) or _near(coded, known.values())
+            same = _near(coded[0], known)
             if same is not None:
                 if len(same.texts) < _WORDINGS:
                     same.texts = (*same.texts, wording)
             elif len(known) < _ITEMS:
-                known[code] = _Constraint(event.id, workflow.hops, event.source, index, coded, wording)
+                known = (*known, _Constraint(event.id, workflow.hops, event.source, index, coded))
+        workflow.constraints = known
 
-    def _words_of(self, text: str, wording: int) -> frozenset[int]:
+    def _words_of(self, text: str, wording: int) -> _Coded:
         """What a constraint is known by."""
         coded = self._coded.get(wording)
         if coded is None:
-            coded = frozenset(sorted(_codes(words(text)))[:_WORDS])
+            coded = (frozenset(sorted(_codes(words(text)))[:_WORDS]), (wording,))
             if len(self._coded) >= _REMEMBERED:
                 self._coded.clear()
             self._coded[wording] = coded
@@ -309,25 +319,27 @@ class ContextLost:
             and payload.get("inputs") is None
         ):
             wanted = _wanted(payload)
-        if keep == "always" or (keep == "once_said" and workflow.written):
+        written = workflow.written or _NO_NAMES
+        if keep == "always" or (keep == "once_said" and written):
             listed: list[_Wanted] = []
             if produced is not None:
                 for index, artifact in enumerate(produced):
                     listed.append(("/output/artifacts/*", index, artifact))
-            self._unwritten(event, listed, workflow.written, "wrote", found)
+            self._unwritten(event, listed, written, "wrote", found)
         if wanted:
             _fold(workflow)
-        if wanted and (keep == "always" or (keep == "once_said" and (workflow.written or workflow.listed))):
+        named = workflow.listed or _NO_NAMES
+        if wanted and (keep == "always" or (keep == "once_said" and (written or named))):
             own: dict[str, None] = {}
             for name in names:
                 if not name.startswith(_WEB):
                     own[_name(name)] = None
-            known = {**workflow.written, **workflow.listed, **own}
+            known = {**written, **named, **own}
             self._unwritten(event, wanted, known, "wrote or listed", found)
         if mark != workflow.named:
             workflow.named = mark
             if names:
-                workflow.new += "\0" + "\0".join(names)
+                workflow.new += "\0" + "\0".join(map(quoted, names))
                 workflow.news += len(names)
             if workflow.news > 2 * _ITEMS:
                 _fold(workflow)
@@ -403,7 +415,9 @@ def _keep(known: dict[str, None], name: str) -> None:
 def _fold(workflow: _Workflow) -> None:
     """What was called something lately gets its names."""
     listed = workflow.listed
-    for called in workflow.new.split("\0"):
+    if listed is None:
+        listed = workflow.listed = {}
+    for called in unpacked(workflow.new):
         if called and not called.startswith(_WEB):
             name = _name(called)
             if name not in listed:
@@ -431,7 +445,10 @@ def _mark_of(said: Any) -> int:
 
 
 def _near(coded: frozenset[int], known: Iterable[_Constraint]) -> _Constraint | None:
-    """The constraint that is known and is this one, said with other words around it."""
+    """The constraint that is known and is this one; best in the same words, else with others around it."""
+    for each in known:
+        if coded == each.words:
+            return each
     for each in known:
         if len(coded & each.words) >= _STILL * max(len(coded), len(each.words)):
             return each
@@ -463,6 +480,7 @@ def _wanted(payload: dict[str, Any]) -> list[_Wanted]:
 _REFERENCES: Final = ("uri", "path", "key", "name", "id", "url")
 _WEB: Final = ("http://", "https://", "data:")
 _EMPTY: Final[dict[str, Any]] = {}
+_NO_NAMES: Final[dict[str, None]] = {}
 
 
 def _called(artifact: Any) -> str | None:

@@ -4,13 +4,13 @@ from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 from functools import cache
 from importlib.resources import files
-from sys import intern
 from typing import Any, ClassVar, Final, Literal
 
 import msgspec
 
 from handrail.config import parse_yaml
 from handrail.detectors import NOTHING, Rule, Sight, finding
+from handrail.detectors.packed import has_last, pushed, quoted, unpacked, unquoted, value_of, without
 from handrail.detectors.params import GrowthParams
 from handrail.event import Event, Finding, canonical
 from handrail.schema.registry import Matcher, Registry, matcher
@@ -26,24 +26,33 @@ Source = Literal["reported", "estimated"]
 class _Series:
     """The last hops of one workflow, or of those to one agent."""
 
-    __slots__ = ("ids", "tokens", "told")
+    __slots__ = ("counts", "ids", "told")
 
-    def __init__(self, first: tuple[int, str]) -> None:
-        self.tokens: list[int] = [first[0]]
-        self.ids: list[str] = [first[1]]
+    def __init__(self, tokens: int, id: str) -> None:
+        self.counts: tuple[int, ...] = (tokens,)
+        """Tokens of each."""
+        self.ids = "\0" + id
+        """Packed."""
         self.told = ""
 
 
 class _Workflow:
-    __slots__ = ("estimated", "hops", "models", "series", "tokens")
+    __slots__ = ("chain", "estimated", "hops", "models", "names", "ones", "series", "tokens")
 
     def __init__(self) -> None:
         self.tokens = 0
         self.hops = 0
         self.estimated = 0
-        self.series: dict[str, _Series | tuple[int, str]] = {}
-        """Tokens and id where there was but one hop, as to each agent of a chain."""
-        self.models: dict[str, str] | None = None
+        self.chain: _Series | None = None
+        """All hops of it."""
+        self.ones = "\0"
+        """Receivers of one hop, as each agent of a chain is, packed: name, and `tokens id` of the hop."""
+        self.series: dict[str, _Series] | None = None
+        """Receivers of several, quoted."""
+        self.names = 0
+        """How many receivers there are, and one for the chain."""
+        self.models = "\0"
+        """Which agent named which model, packed."""
 
 
 @cache
@@ -111,7 +120,7 @@ class Windows:
         return self._known[model]
 
 
-def _is_growing(counts: list[int]) -> bool:
+def _is_growing(counts: tuple[int, ...]) -> bool:
     """Whether each is larger than the one before."""
     before = counts[0] - 1
     for count in counts:
@@ -160,6 +169,8 @@ class ContextGrowth:
             workflow = self._workflows[key] = _Workflow()
             if len(self._workflows) > self._keys:
                 self._workflows.popitem(last=False)
+        else:
+            self._workflows.move_to_end(key)
         workflow.tokens += tokens
         workflow.hops += 1
         if how == "estimated":
@@ -167,50 +178,79 @@ class ContextGrowth:
         source, target = event.source, event.target
         named = (model_of(event.reply) if is_call else None) or model_of(event.payload) or self._known_model(event)
         if named is not None and source is not None:
-            models = workflow.models
-            if models is None:
-                models = workflow.models = {}
-            if len(models) < _SERIES:
-                models[source] = intern(named)
-        found: Iterable[Finding] = NOTHING
-        names = (f"model of {source}",) if is_call else ("",) if target is None else ("", target)
-        event_id, over_hops = event.id, self._over_hops
-        first = (tokens, event_id)
-        for name in names:
-            known = workflow.series.get(name)
-            if known is None:
-                if len(workflow.series) >= _SERIES:
-                    continue
-                if tokens < self._smallest:
-                    workflow.series[name] = first
-                    continue
-                series = workflow.series[name] = _Series(first)
-            else:
-                if isinstance(known, _Series):
-                    series = known
-                elif known[1] == event_id:
-                    return NOTHING
-                else:
-                    series = workflow.series[name] = _Series(known)
-                if series.ids[-1] == event_id:
-                    return NOTHING
-                series.tokens.append(tokens)
-                series.ids.append(event_id)
-            counts = series.tokens
-            if len(counts) > over_hops:
-                del counts[0]
-                del series.ids[0]
-            growing = False
-            if len(counts) >= 2:
-                before = counts[-2]
-                if tokens > before:
-                    growing = _is_growing(counts)
-                elif tokens < before:
-                    series.told = ""
-            if growing or tokens >= self._smallest:
-                judged = self._judge(workflow, series, event, tokens, how, named, growing)
-                found = found or judged
+            _name(workflow, quoted(source), quoted(named))
+        event_id = quoted(event.id)
+        found: tuple[Finding, ...] = NOTHING
+        if not is_call:
+            chain = workflow.chain
+            if chain is None:
+                if workflow.names < _SERIES:
+                    workflow.names += 1
+                    chain = workflow.chain = _Series(tokens, event_id)
+            elif not self._counted(chain, tokens, event_id):
+                return NOTHING
+            if chain is not None:
+                found = self._judged(workflow, chain, event, tokens, how, named)
+        receiver = f"model of {source}" if is_call else target
+        if receiver is None:
+            return found
+        series = self._series(workflow, quoted(receiver), tokens, event_id)
+        if series is not None:
+            judged = self._judged(workflow, series, event, tokens, how, named)
+            found = found or judged
         return found
+
+    def _series(self, workflow: _Workflow, receiver: str, tokens: int, event_id: str) -> _Series | None:
+        """A receiver's hops with this one; None where there is nothing to judge."""
+        several = workflow.series
+        series = None if several is None else several.get(receiver)
+        if series is None:
+            first = value_of(workflow.ones, receiver)
+            if first is None:
+                if workflow.names >= _SERIES:
+                    return None
+                workflow.names += 1
+                if tokens < self._smallest:
+                    workflow.ones += f"{receiver}\1{tokens} {event_id}\0"
+                    return None
+                series = _Series(tokens, event_id)
+            else:
+                before, _, first_id = first.partition(" ")
+                if first_id == event_id:
+                    return None
+                series = _Series(int(before), first_id)
+                workflow.ones = without(workflow.ones, receiver, first)
+                self._counted(series, tokens, event_id)
+            if several is None:
+                several = workflow.series = {}
+            several[receiver] = series
+            return series
+        return series if self._counted(series, tokens, event_id) else None
+
+    def _counted(self, series: _Series, tokens: int, event_id: str) -> bool:
+        """Adds a hop; False where it was the last one already."""
+        if has_last(series.ids, event_id):
+            return False
+        over_hops, counts = self._over_hops, series.counts
+        series.counts = (*counts, tokens) if len(counts) < over_hops else (*counts[1:], tokens)
+        series.ids = pushed(series.ids, event_id, over_hops)
+        return True
+
+    def _judged(
+        self, workflow: _Workflow, series: _Series, event: Event, tokens: int, how: Source, named: str | None
+    ) -> tuple[Finding, ...]:
+        """What its last hop tells, if anything."""
+        counts = series.counts
+        growing = False
+        if len(counts) >= 2:
+            before = counts[-2]
+            if tokens > before:
+                growing = _is_growing(counts)
+            elif tokens < before:
+                series.told = ""
+        if growing or tokens >= self._smallest:
+            return self._judge(workflow, series, event, tokens, how, named, growing)
+        return NOTHING
 
     def _known_model(self, event: Event) -> str | None:
         """Where no payload names it: the agent's version, or whom a model call went to, if a table knows that name."""
@@ -229,7 +269,7 @@ class ContextGrowth:
         named: str | None,
         growing: bool,
     ) -> tuple[Finding, ...]:
-        params, counts = self._params, series.tokens
+        params, counts = self._params, series.counts
         model = self._model(workflow, event, named)
         window = params.window if model is None else self._windows.of(model) or params.window
         if window is None:
@@ -239,8 +279,8 @@ class ContextGrowth:
         if hops is None or hops > params.within_hops or (hops and len(counts) < params.over_hops):
             return NOTHING
         state = "reached" if hops == 0 else "near"
-        chain = workflow.series.get("")
-        if "reached" in (told := (series.told, chain.told if isinstance(chain, _Series) else "")) or state in told:
+        chain = workflow.chain
+        if "reached" in (told := (series.told, "" if chain is None else chain.told)) or state in told:
             return NOTHING
         series.told = state
         who = event.target or (f"the model of {event.source}" if event.kind == "usage" else "the receiver")
@@ -272,7 +312,7 @@ class ContextGrowth:
                     "estimated_hops": workflow.estimated,
                 },
                 side="sender",
-                events=tuple(dict.fromkeys(series.ids)),
+                events=tuple(dict.fromkeys(unpacked(series.ids))),
                 same=(state,),
             ),
         )
@@ -283,9 +323,9 @@ class ContextGrowth:
             for matches, model in self._models:
                 if matches(target):
                     return model
-            models = workflow.models
-            if models is not None and (known := models.get(target)) is not None:
-                return known
+            known = value_of(workflow.models, quoted(target))
+            if known is not None:
+                return unquoted(known)
         return model_of(event.reply) or named
 
     def advance(self, now: float) -> Iterable[Finding]:
@@ -293,3 +333,17 @@ class ContextGrowth:
 
     def __len__(self) -> int:
         return len(self._workflows)
+
+
+def _name(workflow: _Workflow, agent: str, model: str) -> None:
+    """Remembers the model that an agent names as its own, both quoted."""
+    models = workflow.models
+    pair = f"{agent}\1{model}\0"
+    if "\0" + pair in models:
+        return
+    if models.count("\1") >= _SERIES:
+        return
+    known = value_of(models, agent)
+    if known is not None:
+        models = without(models, agent, known)
+    workflow.models = models + pair

@@ -3,12 +3,14 @@
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from struct import Struct
+from sys import intern
 from typing import Any, ClassVar, Final
 from zlib import crc32
 
 import msgspec
 
 from handrail.detectors import NOTHING, Rule, Sight, finding
+from handrail.detectors.packed import pushed, quoted, unpacked
 from handrail.detectors.params import EdgeRounds, LoopParams
 from handrail.detectors.similarity import Said, phrases_of, places, revision, signature, text_of
 from handrail.event import Event, Finding
@@ -21,6 +23,8 @@ _SEEN: Final = 512
 _FEW: Final = 32 * 8
 """Bytes of hashes that are searched one by one: a set of so few takes seven times as much."""
 _packed: Final = Struct("q").pack
+_IDS: Final = 8
+"""Messages of a round, the last ones, that its finding names."""
 _NEVER_CAME: Final = frozenset({"failed", "rejected", "timeout", "dropped", "ignored", "interrupted"})
 
 
@@ -105,10 +109,11 @@ the fourth round on, an answer that says little new or names no new place."""
 class _Hop:
     """One message of a round whose text was compared."""
 
-    __slots__ = ("id", "of", "phrases", "places", "source")
+    __slots__ = ("number", "of", "phrases", "places", "source")
 
-    def __init__(self, id: str, source: str, phrases: int, of: int, places: int) -> None:
-        self.id = id
+    def __init__(self, number: int, source: str, phrases: int, of: int, places: int) -> None:
+        self.number = number
+        """Of all messages of the round."""
         self.source = source
         self.phrases = phrases
         """New ones."""
@@ -136,7 +141,9 @@ class _Workflow:
     __slots__ = (
         "cycles",
         "few",
+        "heard",
         "hops",
+        "ids",
         "moved",
         "pairs",
         "path",
@@ -149,14 +156,18 @@ class _Workflow:
     )
 
     def __init__(self) -> None:
-        self.path: list[str] = []
+        self.path: tuple[str, ...] = ()
         """Who holds the work, last; before it, who waits to have it back."""
-        self.pairs: dict[str, str | set[str]] = {}
-        """Hand-overs that were seen: who made them, and to whom; a set where to several."""
+        self.pairs = "\0"
+        """Hand-overs that were seen, packed: who made them, and to whom."""
         self.ways = 0
         """How many they are."""
-        self.hops: list[str | _Hop] = []
-        """Messages since a round was last closed; the id alone where no text was compared."""
+        self.hops = 0
+        """Messages since a round was last closed."""
+        self.ids = ""
+        """Of the last of them, packed."""
+        self.heard: list[_Hop] | None = None
+        """Those of the last `_PATH` whose text was compared."""
         self.few = b""
         """Hashes of what was there before, until they are many."""
         self.seen: dict[int, None] | None = None
@@ -221,6 +232,8 @@ class HandoffLoop:
             workflow = self._workflows[key] = _Workflow()
             if len(self._workflows) > self._keys:
                 self._said.pop(self._workflows.popitem(last=False)[0], None)
+        else:
+            self._workflows.move_to_end(key)
         found: list[Finding] = []
         if _new(workflow, "id", event.id):
             if event.outcome in _NEVER_CAME:
@@ -230,7 +243,7 @@ class HandoffLoop:
             self._replies
             and event.reply is not None
             and event.outcome == "completed"
-            and not _was_handed(workflow.pairs, target, source)
+            and not _was_handed(workflow, target, source)
             and _new(workflow, "reply", event.id)
         ):
             self._step(workflow, event, target, source, event.reply, None, found, spoken=False)
@@ -251,32 +264,31 @@ class HandoffLoop:
         """One message from source to target: it may close a round. `spoken`: it is an event of its own."""
         path = workflow.path
         if spoken and event.chain is not None and not (path and path[-1] == source):
-            _follow(path, event.chain)
+            path = _followed(path, event.chain)
         back = target in path
         closes: tuple[str, ...] = ()
         unanswered = False
         if source != (path[-1] if path else None):
             if source in path:  # the work came back unseen
-                if path[-1] == target and source != target and _was_handed(workflow.pairs, target, source):
+                if path[-1] == target and source != target and _was_handed(workflow, target, source):
                     closes, unanswered = (source, target), True
-                del path[path.index(source) + 1 :]
-            elif back and _was_asked(workflow.pairs, source):
+                path = path[: path.index(source) + 1]
+            elif back and _was_asked(workflow, source):
                 closes = (target, source)
             else:
-                path.append(source)
+                path = (*path, intern(source))
         if unanswered:
             self._close(workflow, event, closes, found, unanswered=True)
             closes = ()
         self._hear(workflow, event, source, target, payload, digest)
         if target in path:
             at = path.index(target)
-            closes = closes or tuple(path[at:])
-            del path[at + 1 :]
+            closes = closes or path[at:]
+            path = path[: at + 1]
         else:
-            path.append(target)
+            path = (*path, intern(target))
             closes = ()
-        if len(path) > _PATH:
-            del path[:-_PATH]
+        workflow.path = path if len(path) <= _PATH else path[-_PATH:]
         if spoken and workflow.ways < _SEEN:
             _hand(workflow, source, target)
         if closes:
@@ -294,9 +306,9 @@ class HandoffLoop:
             if payload is not None:
                 # Where this way was never taken, or whoever is asked never spoke, nothing can repeat but by digest,
                 # which costs nothing.
-                pairs = workflow.pairs
                 if moved and (
-                    digest is None or ((workflow.rounds or target in pairs) and _was_handed(pairs, source, target))
+                    digest is None
+                    or ((workflow.rounds or _has_asked(workflow, target)) and _was_handed(workflow, source, target))
                 ):
                     moved = _new(workflow, "content", str(signature(payload)))
                 if self._by_text and workflow.rounds >= self._hear_from:
@@ -315,10 +327,15 @@ class HandoffLoop:
             workflow.moved = True
         if event.state_version is not None:
             self._progress(workflow, event)
-        hops = workflow.hops
-        hops.append(event.id if new is None else _Hop(event.id, source, new, of, new_places))
-        if len(hops) > _PATH:
-            del hops[0]
+        workflow.hops += 1
+        workflow.ids = pushed(workflow.ids, quoted(event.id), _IDS)
+        heard = workflow.heard
+        if new is not None:
+            if heard is None:
+                heard = workflow.heard = []
+            heard.append(_Hop(workflow.hops, source, new, of, new_places))
+        if heard and heard[0].number <= workflow.hops - _PATH:
+            del heard[0]
 
     def _said_in(self, key: str | None) -> Said:
         said = self._said.pop(key or "", None) or Said()
@@ -368,17 +385,15 @@ class HandoffLoop:
         setting = self._setting
         workflow.rounds += 1
         edge = self._edge(cycle)
-        compared = [hop for hop in workflow.hops if isinstance(hop, _Hop)]
+        compared = workflow.heard or []
         came = [hop for hop in compared if hop.source != cycle[0]]
         heard = bool(compared)
         progress = workflow.moved or (heard and any(map(self._is_new, self._judged(compared, came))))
         new_phrases = sum(hop.phrases for hop in came)
         new_places = sum(hop.places for hop in came)
-        visible, ids = (
-            workflow.visible or unanswered,
-            [hop.id if isinstance(hop, _Hop) else hop for hop in workflow.hops],
-        )
-        workflow.hops, workflow.moved, workflow.visible = [], False, False
+        visible, ids = workflow.visible or unanswered, workflow.ids
+        workflow.hops, workflow.ids, workflow.heard = 0, "", None
+        workflow.moved, workflow.visible = False, False
         cycles = workflow.cycles
         if cycles is None:
             cycles = workflow.cycles = {}
@@ -404,7 +419,7 @@ class HandoffLoop:
             reason = self._reason(new_phrases, new_places, visible=visible, unanswered=unanswered, heard=heard)
         else:
             return
-        events = tuple(dict.fromkeys([*known.ids, *ids[-8:], event.id]))
+        events = tuple(dict.fromkeys([*known.ids, *unpacked(ids), event.id]))
         found.append(
             finding(
                 self._rule,
@@ -431,7 +446,7 @@ class HandoffLoop:
         if self._setting.judge == "messages":
             return hops
         of, new = sum(hop.of for hop in came), sum(hop.phrases for hop in came)
-        return [_Hop("", "", new, of, sum(hop.places for hop in came))]
+        return [_Hop(0, "", new, of, sum(hop.places for hop in came))]
 
     def _is_new(self, hop: _Hop) -> bool:
         setting, new = self._setting, hop.phrases
@@ -472,43 +487,38 @@ class HandoffLoop:
         return len(self._workflows)
 
 
-def _follow(path: list[str], chain: str) -> None:
-    """The way that was not seen here, but stands in the chain that travels with the work."""
+def _followed(path: tuple[str, ...], chain: str) -> tuple[str, ...]:
+    """With the way that was not seen here, but stands in the chain that travels with the work."""
+    way = list(path)
     for name in chain.split("|"):
-        if name in path:
-            del path[path.index(name) + 1 :]
+        if name in way:
+            del way[way.index(name) + 1 :]
         else:
-            path.append(name)
+            way.append(intern(name))
+    return tuple(way)
 
 
-def _was_asked(pairs: dict[str, str | set[str]], agent: str) -> bool:
+def _was_asked(workflow: _Workflow, agent: str) -> bool:
     """Whether anybody was seen to hand over to this agent."""
-    return any(agent == targets if isinstance(targets, str) else agent in targets for targets in pairs.values())
+    return f"\1{quoted(agent)}\0" in workflow.pairs
 
 
-def _was_handed(pairs: dict[str, str | set[str]], source: str, target: str) -> bool:
+def _has_asked(workflow: _Workflow, agent: str) -> bool:
+    """Whether this agent was seen to hand over to anybody."""
+    return f"\0{quoted(agent)}\1" in workflow.pairs
+
+
+def _was_handed(workflow: _Workflow, source: str, target: str) -> bool:
     """Whether this one was seen to hand over to that one."""
-    targets = pairs.get(source)
-    if targets is None:
-        return False
-    return target == targets if isinstance(targets, str) else target in targets
+    return f"\0{quoted(source)}\1{quoted(target)}\0" in workflow.pairs
 
 
 def _hand(workflow: _Workflow, source: str, target: str) -> None:
     """Remembers that this one handed over to that one."""
-    pairs = workflow.pairs
-    targets = pairs.get(source)
-    if targets is None:
-        pairs[source] = target
-    elif isinstance(targets, str):
-        if targets == target:
-            return
-        pairs[source] = {targets, target}
-    elif target in targets:
-        return
-    else:
-        targets.add(target)
-    workflow.ways += 1
+    way = f"{quoted(source)}\1{quoted(target)}\0"
+    if "\0" + way not in workflow.pairs:
+        workflow.pairs += way
+        workflow.ways += 1
 
 
 def _versions_of(workflow: _Workflow) -> dict[str, int]:

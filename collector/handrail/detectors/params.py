@@ -4,7 +4,7 @@ They stand in one module because msgspec reads their annotations when they are d
 keep; the detectors themselves are compiled.
 """
 
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal
 
 import msgspec
 
@@ -15,6 +15,9 @@ Action = Literal["observe", "enforce"]
 Scope = Literal["hop", "workflow", "store"]
 
 Count = Annotated[int, msgspec.Meta(ge=1)]
+LIVE: Final = 3_000
+"""Workflows that go through one sidecar at a time, where a rule remembers something of each: ten new ones a second that
+live for five minutes. Those that were quiet for longest are forgotten first."""
 Seconds = Annotated[float, msgspec.Meta(gt=0)]
 Keep = Literal["always", "once_said", "never"]
 Whole = Annotated[int, msgspec.Meta(ge=0)]
@@ -201,8 +204,8 @@ class LoopParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     replies: bool | None = None
     """A reply on the connection of a call hands the work back, where the called agent sends no message of its own."""
     edges: tuple[EdgeRounds, ...] = ()
-    keys: Count = 10_000
-    """Workflows. One of eight hops takes 1.5 KB, and up to 60 KB when it is long."""
+    keys: Count = LIVE
+    """Workflows. One of eight hops takes 1.1 KB, and up to 60 KB when it is long."""
     texts: Count = 500
     """Workflows whose phrases are remembered, those that went round last; 64 KB each."""
 
@@ -225,8 +228,8 @@ class GrowthParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """First match wins; else the model that the agent named as its own, else the one that the message names."""
     window: Count | None = None
     """Tokens, for a model that no table knows or nobody names; such hops are not judged where absent."""
-    keys: Count = 10_000
-    """Workflows; one takes 1 KB and 0.15 KB for each agent."""
+    keys: Count = LIVE
+    """Workflows. One of eight hops takes 1.3 KB."""
 
 
 class EdgeShare(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -274,8 +277,8 @@ class ForgottenParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     what is named under another key with `artifact` in it must have been written or be in some `output.artifacts`.
     `always`: whether any are seen or not."""
     edges: tuple[EdgeContract, ...] = ()
-    keys: Count = 10_000
-    """Workflows; one takes 1 KB, and 1 KB for each constraint."""
+    keys: Count = LIVE
+    """Workflows. One of eight hops and two constraints takes 1 KB."""
 
 
 class StaleReadParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
