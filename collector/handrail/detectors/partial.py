@@ -30,6 +30,8 @@ from handrail.event import Event, Finding
 from handrail.schema.registry import Registry
 
 _BUS = frozenset({"publish", "deliver"})
+_ASLEEP = 4_000
+"""Handoffs remembered while there was no store: two seconds of 2,000 handoffs a second, and most never see one."""
 _EARLIER = 16
 """Announcements remembered of one task that came before the output they announce."""
 
@@ -85,7 +87,7 @@ class HandoffPartial:
         self._tasks: OrderedDict[tuple[str | None, str], _Task] = OrderedDict()
         self._waits: list[tuple[float, str, int, _Output]] = []
         self._refused: OrderedDict[str, None] = OrderedDict()
-        self._asleep: deque[Handed] | None = deque(maxlen=params.keys)
+        self._asleep: deque[Handed] | None = deque(maxlen=min(params.keys, _ASLEEP))
         """Handoffs that came before there was any store; then None."""
 
     def observe(self, event: Event) -> Iterable[Finding]:

@@ -36,6 +36,8 @@ from handrail.detectors.sighting import (
 from handrail.event import Event, Finding
 from handrail.schema.registry import Registry
 
+_ASLEEP = 4_000
+"""Handoffs remembered while there was no store: two seconds of 2,000 handoffs a second, and most never see one."""
 _ACTS = frozenset({"write", "handoff", "publish"})
 _WRITES = 16
 """Writes remembered of one key. A read of content older than that is not recognised without versions."""
@@ -116,7 +118,7 @@ class StaleRead:
         self._told: OrderedDict[tuple[str | None, str | None], list[_Stale]] = OrderedDict()
         self._waiting: list[tuple[float, str, int, _Stale]] = []
         self._refused: OrderedDict[str, None] = OrderedDict()
-        self._asleep: deque[Handed] | None = deque(maxlen=params.keys)
+        self._asleep: deque[Handed] | None = deque(maxlen=min(params.keys, _ASLEEP))
         """Handoffs of the last moments, until there is a store; then None."""
 
     def observe(self, event: Event) -> Iterable[Finding]:
