@@ -71,9 +71,9 @@ def test_every_kind_is_shipped_as_a_rule() -> None:
 WRONG: dict[str, tuple[dict[str, Any], str, str]] = {
     "an unknown key": (rule(sevrity="info"), "rules[0].sevrity", "severity"),
     "a missing key": (rule(why=None), "rules[0].why", "missing"),
-    "keys out of order": (dict(reversed(rule().items())), "rules[0]", "in this order"),
     "an unknown kind": (rule(kind="output.duplicates"), "rules[0].kind", "did you mean output.duplicate?"),
     "an id of another kind": (rule(id="budget.exceeded"), "rules[0].id", "output.duplicate.<suffix>"),
+    "an id that is no label": (rule(id="twice!"), "rules[0].id", "letters, digits"),
     "a severity that is none": (rule(severity="fatal"), "rules[0].severity", "fatal"),
     "an action that is none": (rule(action="block"), "rules[0].action", "block"),
     "an unknown parameter": (rule(**{"with": {"within": 5}}), "rules[0].with.within", "within_seconds"),
@@ -114,6 +114,20 @@ def test_a_wrong_rule_is_refused_with_its_path(why: str) -> None:
         pack_of(written)
     assert (refused.value.file, refused.value.key) == ("mine.yaml", key)
     assert problem in str(refused.value)
+
+
+def test_a_rule_of_ones_own_may_have_any_order_of_keys_and_any_id() -> None:
+    """Programs that write YAML sort keys, and a team has names of its own; what is shipped keeps to the house order."""
+    written = dict(sorted(rule(id="billing.once").items()))
+    assert [config.id for config in pack_of(written).rules] == ["billing.once"]
+    for wrong, key, problem in (
+        (dict(reversed(rule().items())), "rules[0]", "in this order"),
+        (rule(id="billing.once"), "rules[0].id", "output.duplicate.<suffix>"),
+    ):
+        with pytest.raises(ConfigError) as refused:
+            pack_of(wrong, builtin=True)
+        assert refused.value.key == key
+        assert problem in str(refused.value)
 
 
 def test_another_language_is_refused() -> None:

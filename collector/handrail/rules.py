@@ -15,10 +15,13 @@
           - {name: the same task twice, events: [{at: 0}, {at: 5}], finds: 1}
           - {name: two tasks, events: [{at: 0, task: a}, {at: 5, task: b}], finds: 0}
 
-Keys stand in this order. A user's rule with the id of a built-in one replaces it, which is how a built-in is tuned.
+Built-in rules have their keys in this order, and ids that begin with their kind; rules of one's own may have any order,
+and any id that claims no other kind. A user's rule with the id of a built-in one replaces it, which is how a built-in
+is tuned.
 """
 
 import difflib
+import re
 import types
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -153,20 +156,23 @@ def load(text: str, file: str, *, builtin: bool = False) -> Pack:
     for index, config in enumerate(written.rules):
         path = f"rules[{index}]"
         keys = list(value["rules"][index])
-        if keys != sorted(keys, key=_ORDER.index):
+        if builtin and keys != sorted(keys, key=_ORDER.index):
             raise ConfigError(file, path, f"keys must stand in this order: {', '.join(_ORDER)}")
         if config.id in ids:
             raise ConfigError(file, f"{path}.id", f"{config.id} is there twice")
         ids.add(config.id)
-        _check(config, file, path)
+        _check(config, file, path, builtin=builtin)
     return Pack(file=file, builtin=builtin, disable=written.disable, rules=written.rules)
 
 
-def _check(config: RuleConfig, file: str, path: str) -> None:
+def _check(config: RuleConfig, file: str, path: str, *, builtin: bool) -> None:
     kind = KINDS.get(config.kind)
     if kind is None:
         raise ConfigError(file, f"{path}.kind", f"unknown kind {config.kind}{_near(config.kind, KINDS)}")
-    if config.id != config.kind and not config.id.startswith(config.kind + "."):
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}", config.id):
+        raise ConfigError(file, f"{path}.id", "must be letters, digits, _, . and -, no more than 100: it is a label")
+    claimed = next((name for name in KINDS if config.id == name or config.id.startswith(name + ".")), None)
+    if claimed != config.kind and (builtin or claimed is not None):
         raise ConfigError(file, f"{path}.id", f"must be {config.kind} or {config.kind}.<suffix>")
     if config.action == "enforce" and not kind.sees & {"first", "asked"}:
         raise ConfigError(file, f"{path}.action", f"{config.kind} is known only when the reply is; it cannot enforce")
