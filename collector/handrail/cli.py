@@ -55,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args.command_line = command
 
     from handrail.config import ConfigError
-    from handrail.edge.files import Unreadable
+    from handrail.edge.text import Unreadable
 
     try:
         status: int = args.call(args)

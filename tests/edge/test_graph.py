@@ -13,8 +13,8 @@ import pytest
 from handrail.cli import main
 from handrail.config import AdminConfig
 from handrail.edge.admin import Admin
-from handrail.edge.graph import PlanApi
 from handrail.edge.metrics import Metrics
+from handrail.edge.plans import PlanApi
 from handrail.event import Decision, Event
 
 RING = "edges: [[a, b], [b, a]]\n"

@@ -179,3 +179,49 @@ def test_a_graph_survives_being_written(edges: list[tuple[str, str]]) -> None:
     }
     for form, text in written.items():
         assert set(read(text).edges) == set(edges), form
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    lines=st.lists(
+        st.sampled_from(
+            [
+                "a --> b",
+                "  b-->c-d;",
+                "c --> |says| a",
+                "b[Bee] --> c",
+                "d(Dee):::x",
+                'e["E e"] --> a',
+                "end1 --> a",
+                "subgraph s",
+                "end",
+                "s --> a",
+                "%% note",
+                "classDef x fill:#fff",
+                "class --> b",
+                "a --> b --> c",
+                "e --> s",
+                "a & b --> c; c --> d",
+                "",
+                "graph",
+                "e --> d %% x",
+                "a -- yes --> b",
+                "ü --> a",
+                "a -->",
+                "style a fill:#f",
+            ]
+        )
+    )
+)
+def test_lines_read_at_once_are_read_as_one_by_one(lines: list[str]) -> None:
+    """Two semicolons mean the same and take the slow way; what is refused is refused on the same line."""
+    fast = "flowchart LR\n" + "\n".join(lines)
+
+    def outcome(text: str) -> object:
+        try:
+            plan = read(text)
+        except PlanError as error:
+            return error.place
+        return plan.agents, plan.edges, plan.labels
+
+    assert outcome(fast) == outcome(fast.replace("\n", ";;\n") + ";;")

@@ -8,6 +8,10 @@ from pathlib import Path
 import handrail
 from handrail import rules
 from handrail.config import Config, ConfigError
+from handrail.edge.text import Unreadable as Unreadable
+from handrail.edge.text import decoded as decoded
+from handrail.edge.text import in_words
+from handrail.edge.text import read_text as read_text
 from handrail.edge.worker import vetted
 from handrail.event import Fault
 from handrail.rules import Pack
@@ -17,14 +21,6 @@ MAX_SCHEMA_BYTES = 1_048_576
 """How much of a schema file is read; the registry's own limit is lower and says so better."""
 
 MAX_SCHEMAS = 10_000
-
-
-class Unreadable(ValueError):
-    """Files that cannot be taken as they are: for each its path, what is wrong and how to fix it."""
-
-    def __init__(self, problems: Sequence[str]) -> None:
-        super().__init__("; ".join(problems))
-        self.problems = tuple(problems)
 
 
 def read_schemas(directory: str | Path) -> dict[str, bytes]:
@@ -49,9 +45,9 @@ def read_schemas(directory: str | Path) -> dict[str, bytes]:
                         break
                     files[name] = _read(path)
             except (OSError, ValueError) as error:
-                problems.append(f"{path}: {_words(error)}")
+                problems.append(f"{path}: {in_words(error)}")
     except OSError as error:
-        problems.append(f"{root}: {_words(error)}")
+        problems.append(f"{root}: {in_words(error)}")
     if problems:
         raise Unreadable(problems)
     return files
@@ -101,12 +97,6 @@ def _read(path: Path) -> bytes:
     return content
 
 
-def _words(error: Exception) -> str:
-    if isinstance(error, OSError) and error.strerror:
-        return f"cannot be read: {error.strerror.lower()}"
-    return str(error)
-
-
 def builtin_packs() -> list[tuple[str, str]]:
     """The built-in rule packs as (name, text): from the wheel, or from the repository where it runs from there."""
     inside = resources.files("handrail") / "packs"
@@ -134,24 +124,6 @@ def read_packs(paths: Sequence[str]) -> list[tuple[str, str]]:
     if problems:
         raise Unreadable(problems)
     return found
-
-
-def read_text(path: str | Path) -> str:
-    """A UTF-8 text file. Raises Unreadable naming the file, and the line that is not UTF-8."""
-    try:
-        raw = Path(path).read_bytes()
-    except OSError as error:
-        raise Unreadable([f"{path}: {_words(error)}"]) from None
-    return decoded(raw, str(path))
-
-
-def decoded(raw: bytes, file: str) -> str:
-    """UTF-8 bytes to text. Raises Unreadable naming the file and the line that is not UTF-8."""
-    try:
-        return raw.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = raw.count(b"\n", 0, error.start) + 1
-        raise Unreadable([f"{file}: line {line}: is not UTF-8 text"]) from None
 
 
 def load_registry(config: Config) -> Registry:

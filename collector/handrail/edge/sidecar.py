@@ -20,10 +20,11 @@ from handrail.edge.admin import Admin
 from handrail.edge.alerts import Alerts
 from handrail.edge.clickhouse import ClickHouseSink
 from handrail.edge.files import Unreadable, load_packs, load_registry, read_schemas, schema_stamp
-from handrail.edge.graph import PlanApi, configured_plans
+from handrail.edge.graph import configured_plans
 from handrail.edge.learn import Learner
 from handrail.edge.metrics import Metrics
 from handrail.edge.otlp import Otlp
+from handrail.edge.plans import PlanApi
 from handrail.edge.proxy import Proxy
 from handrail.edge.record import Recorder, Rows
 from handrail.edge.route import Fallback, Listener, Target

@@ -199,6 +199,10 @@ class _Draft:
         self.agents[tail] = self.agents[head] = None
         self.edges[tail, head] = None
         if len(self.edges) > MAX_EDGES:
+            self.bound(place)
+
+    def bound(self, place: str) -> None:
+        if len(self.edges) > MAX_EDGES:
             raise PlanError(place, f"there are more than {MAX_EDGES} edges; split the graph")
 
     def plan(self) -> Plan:
@@ -319,17 +323,15 @@ def _read_edges(draft: _Draft, given: Any, place: str) -> None:
     if not isinstance(given, list):
         raise PlanError(place, f"is {_kind(given)}, not a list of edges")
     for index, edge in enumerate(given):
-        if (
-            type(edge) is list
-            and len(edge) == 2
-            and type(edge[0]) is str
-            and type(edge[1]) is str
-            and edge[0]
-            and edge[1]
-        ):
-            draft.edge(edge[0][:MAX_NAME], edge[1][:MAX_NAME], place)
-            continue
-        _read_edge(draft, edge, f"{place}[{index}]")
+        tail = head = None
+        if type(edge) is list and len(edge) == 2:
+            tail, head = edge
+        elif type(edge) is dict and len(edge) == 2:
+            tail, head = edge.get("from") or edge.get("source"), edge.get("to") or edge.get("target")
+        if type(tail) is str and type(head) is str and (tail := tail.strip()) and (head := head.strip()):
+            draft.edge(tail[:MAX_NAME], head[:MAX_NAME], place)  # what most edges are, in a third of the time
+        else:
+            _read_edge(draft, edge, f"{place}[{index}]")
 
 
 def _read_edge(draft: _Draft, edge: Any, where: str) -> None:
@@ -463,6 +465,8 @@ def _langgraph(value: Mapping[str, Any], place: str) -> Plan:
 
 
 _HEAD = re.compile(r"(?:graph|flowchart(?:-elk)?)(?:\s+(?:TB|TD|BT|RL|LR)\b|\s*$)")
+_HEADED = re.compile(r"^(?:graph|flowchart(?:-elk)?)\b(?:\s+(?:TB|TD|BT|RL|LR)\b)?\s*")
+_FRONT = re.compile(r"---[ \t]*\r?\n(?:.*\n)*?[ \t]*---[ \t]*(?:\r?\n|\Z)")
 _FENCE = re.compile(r"```\s*mermaid\s*\n(.*?)```", re.DOTALL)
 _DIRECTIVES = ("classDef", "class ", "style ", "linkStyle", "click ", "direction ", "accTitle", "accDescr")
 _ID = re.compile(
@@ -478,8 +482,23 @@ _LINK = re.compile(
     r"|~{3,}(?P<hidden>)"
     r")\s*(?:\|(?P<label>[^|]*)\|)?\s*"
 )
-_SIMPLE = re.compile(r"(\w+)[ ]*-->[ ]*(?:\|[^|]*\|[ ]*)?(\w+)")
-"""The line that most diagrams are made of, read without the steps for everything else."""
+_TEXT = r"[^\[\](){}<>\"`\\/|\n\r]*"
+_NAMED = rf"\w{{1,{MAX_NAME // 2}}}(?:-\w{{1,{MAX_NAME // 4}}})?"
+_SHAPES = rf"\[{_TEXT}\]|\({_TEXT}\)|\{{{_TEXT}\}}|\[\"{_TEXT}\"\]"
+
+
+def _simple_line(named: str, shapes: str) -> str:
+    node = rf"{named}{shapes}?(?::::[\w,-]+)?"
+    return (
+        r"^[ \t]*(?!subgraph|classDef|linkStyle|accTitle|accDescr|(?:class|style|click|direction)[ ]"
+        r"|(?:end|graph|flowchart(?:-elk)?)[ \t]*;?[ \t]*\r?$)"
+        rf"{node}(?:[ \t]*-->[ \t]*(?:\|[^|\n\r]*\|[ \t]*)?{node})?[ \t]*;?[ \t]*(?:\r?\n|\Z)"
+    )
+
+
+_SIMPLE_LINE = re.compile(_simple_line(f"({_NAMED})", f"({_SHAPES})"), re.MULTILINE)
+_SIMPLE_LINES = re.compile(f"((?:{_simple_line(_NAMED, f'(?:{_SHAPES})')})++)", re.MULTILINE)
+"""The lines that large diagrams are made of: one node, or one link of two. They are read all at once."""
 _SHAPE = frozenset("[({>")
 _SHAPED = re.compile(r"^[\[({>/\\]+|[\])}/\\]+$")
 _BREAK = re.compile(r"<br\s*/?>.*", re.DOTALL)
@@ -490,7 +509,11 @@ def _is_mermaid(text: str) -> bool:
     """Whether the first line that says something is a flowchart's, or stands in a fence of Markdown."""
     if _FENCE.search(text) is not None:
         return True
-    return any(_HEAD.match(statements[0]) for statements in itertools.islice(_statements(text), 200) if statements[:1])
+    return any(
+        _HEAD.match(statements[0])
+        for statements in itertools.islice(_statements(_without_front(text)), 200)
+        if statements[:1]
+    )
 
 
 def mermaid(text: str) -> Plan:
@@ -506,41 +529,43 @@ def mermaid(text: str) -> Plan:
     draft, labels = _Draft("mermaid"), dict[str, str]()
     groups: dict[str, list[str]] = {}
     inside: list[str] = []
-    links: list[tuple[str, str, int]] = []
+    links: list[tuple[str, str]] = []
     edge_ids: set[str] = set()
-    started = False
-    for number, line in enumerate(_statements(text), 1):
-        for statement in line:
-            if not started:
-                if _HEAD.match(statement):
-                    started = True
-                    statement = re.sub(r"^(?:graph|flowchart(?:-elk)?)\b(?:\s+(?:TB|TD|BT|RL|LR)\b)?\s*", "", statement)
-                    if not statement:
+    started, number = False, 0
+    for part in _SIMPLE_LINES.split(_without_front(text)):
+        if started and not inside and _SIMPLE_LINE.match(part) is not None:
+            number += _simple(part, draft, labels, links)
+            continue
+        for line in _statements(part):
+            number += 1
+            for statement in line:
+                if not started:
+                    if _HEAD.match(statement):
+                        started = True
+                        statement = _HEADED.sub("", statement)
+                        if not statement:
+                            continue
+                    else:
                         continue
-                else:
+                if statement.startswith(_DIRECTIVES):
                     continue
-            if statement.startswith(_DIRECTIVES):
-                continue
-            if statement == "end":
-                if not inside:
-                    raise PlanError(f"line {number}", "end without subgraph")
-                inside.pop()
-                continue
-            if statement.startswith("subgraph"):
-                rest = statement[len("subgraph") :].strip()
-                named = re.match(r"([^\s\[]+)\s*(?:\[(.*)\])?$", rest)
-                group = named[1] if named else rest.strip('"') or f"subgraph {number}"
-                groups.setdefault(group, [])
-                inside.append(group)
-                continue
-            if (simple := _SIMPLE.fullmatch(statement)) is not None and not groups:
-                draft.agents[simple[1]] = draft.agents[simple[2]] = None
-                links.append((simple[1], simple[2], number))
-                continue
-            _chain(statement, number, draft, labels, groups, inside, links, edge_ids)
-    ends = {name for link in links for name in link[:2]}
-    for name in edge_ids - ends:  # `e1@{ animate: true }` speaks of an edge
-        draft.agents.pop(name, None)
+                if statement == "end":
+                    if not inside:
+                        raise PlanError(f"line {number}", "end without subgraph")
+                    inside.pop()
+                    continue
+                if statement.startswith("subgraph"):
+                    rest = statement[len("subgraph") :].strip()
+                    named = re.match(r"([^\s\[]+)\s*(?:\[(.*)\])?$", rest)
+                    group = named[1] if named else rest.strip('"') or f"subgraph {number}"
+                    groups.setdefault(group, [])
+                    inside.append(group)
+                    continue
+                _chain(statement, number, draft, labels, groups, inside, links, edge_ids)
+    if edge_ids:  # `e1@{ animate: true }` speaks of an edge
+        ends = set(itertools.chain.from_iterable(links))
+        for name in edge_ids - ends:
+            draft.agents.pop(name, None)
     if inside:
         raise PlanError("", f"subgraph {inside[-1]} is not closed; add end")
     if not started or not draft.agents:
@@ -548,15 +573,35 @@ def mermaid(text: str) -> Plan:
     return _finished(draft, labels, groups, links)
 
 
+def _simple(part: str, draft: _Draft, labels: dict[str, str], links: list[tuple[str, str]]) -> int:
+    """Takes up lines of one node or one link each, and says how many there were."""
+    rows = _SIMPLE_LINE.findall(part)
+    pairs = [(row[0], row[2]) for row in rows]
+    draft.agents.update(dict.fromkeys(itertools.chain.from_iterable(pairs)))
+    if "" in draft.agents:
+        del draft.agents[""]
+        pairs = [pair for pair in pairs if pair[1]]
+    links += pairs
+    for row in rows:
+        if row[1] or row[3]:
+            for name, shape in ((row[0], row[1]), (row[2], row[3])):
+                label = shape[1:-1].strip('" ')
+                if label and label != name:
+                    labels[name] = label[:MAX_NAME]
+    return len(rows)
+
+
+def _without_front(text: str) -> str:
+    """Empty lines in the place of front matter, so that lines keep their numbers."""
+    front = _FRONT.match(text)
+    return text if front is None else "\n" * front[0].count("\n") + text[front.end() :]
+
+
 def _statements(text: str) -> Iterator[list[str]]:
-    """Each line's statements; front matter, comments and blank lines are empty."""
-    is_front = False
-    for index, line in enumerate(text.splitlines()):
+    """Each line's statements; comments and blank lines are empty."""
+    for line in text.splitlines():
         stripped = line.strip()
-        if stripped == "---" and (index == 0 or is_front):
-            is_front = not is_front
-            yield []
-        elif is_front or stripped.startswith("%%"):
+        if stripped.startswith("%%"):
             yield []
         elif ";" not in stripped:
             yield [stripped] if stripped else []
@@ -589,7 +634,7 @@ def _chain(
     labels: dict[str, str],
     groups: dict[str, list[str]],
     inside: Sequence[str],
-    links: list[tuple[str, str, int]],
+    links: list[tuple[str, str]],
     edge_ids: set[str],
 ) -> None:
     at, before = 0, list[str]()
@@ -608,9 +653,9 @@ def _chain(
             for tail in before:
                 for node in here:
                     if head is not None or link["back"] is None:
-                        links.append((tail, node, number))
+                        links.append((tail, node))
                     if both or (link["back"] is not None and head is None):
-                        links.append((node, tail, number))
+                        links.append((node, tail))
         if at >= len(statement):
             return
         link = _LINK.match(statement, at)
@@ -673,13 +718,17 @@ def _closing(statement: str, at: int, number: int) -> int:
 
 
 def _finished(
-    draft: _Draft, labels: Mapping[str, str], groups: Mapping[str, list[str]], links: Sequence[tuple[str, str, int]]
+    draft: _Draft, labels: Mapping[str, str], groups: Mapping[str, list[str]], links: Sequence[tuple[str, str]]
 ) -> Plan:
-    draft.agents = {name: None for name in draft.agents if name not in groups}
-    for tail, head, number in links:
-        for a in groups.get(tail, [tail]):
-            for b in groups.get(head, [head]):
-                draft.edge(a, b, f"line {number}")
+    if groups:
+        draft.agents = {name: None for name in draft.agents if name not in groups}
+        for tail, head in links:
+            for a in groups.get(tail, [tail]):
+                for b in groups.get(head, [head]):
+                    draft.edge(a, b, "")
+    else:
+        draft.edges = dict.fromkeys(links)
+        draft.bound("")
     draft.labels = {name: label for name, label in labels.items() if name in draft.agents}
     if "__start__" in draft.agents:
         draft.entries.append("__start__")

@@ -5,7 +5,7 @@ depth is no limit, and linear in nodes and edges where not said otherwise.
 """
 
 from collections import deque
-from collections.abc import Hashable, Iterable, Iterator, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from typing import Generic, TypeVar
 
 Graph = Sequence[Sequence[int]]
@@ -140,16 +140,43 @@ def startable(graph: Graph, waits_for_any: Sequence[bool], entries: Iterable[int
     return started
 
 
-def heaviest_path(graph: Graph, nodes: Sequence[float], edges: dict[tuple[int, int], float]) -> tuple[list[int], float]:
-    """The path with the largest sum of node and edge weights in an acyclic graph, and that sum."""
+def sorted_by_edges(graph: Graph) -> list[int]:
+    """The nodes that no cycle leads to, each after all that lead to it: every node where there is no cycle.
+
+    Kahn, Topological sorting of large networks, Communications of the ACM 5 (1962).
+    """
+    missing = [0] * len(graph)
+    for successors in graph:
+        for successor in successors:
+            missing[successor] += 1
+    found = [node for node, count in enumerate(missing) if not count]
+    for node in found:
+        for successor in graph[node]:
+            missing[successor] -= 1
+            if not missing[successor]:
+                found.append(successor)
+    return found
+
+
+def heaviest_path(
+    graph: Graph, nodes: Sequence[float], edges: Mapping[tuple[int, int], float], order: Sequence[int] | None = None
+) -> tuple[list[int], float]:
+    """The path with the largest sum of node and edge weights in an acyclic graph, and that sum.
+
+    `order` is what `sorted_by_edges` gives, where it is known.
+    """
     if not graph:
         return [], 0.0
     best, following = list(nodes), [-1] * len(graph)
-    for (node,) in components(graph):
+    for node in reversed(sorted_by_edges(graph) if order is None else order):
+        heaviest, then = 0.0, -1
         for successor in graph[node]:
-            weight = nodes[node] + edges.get((node, successor), 0.0) + best[successor]
-            if weight > best[node] or (weight == best[node] and following[node] < 0):
-                best[node], following[node] = weight, successor
+            weight = best[successor]
+            if edges:
+                weight += edges.get((node, successor), 0.0)
+            if then < 0 or weight > heaviest:
+                heaviest, then = weight, successor
+        best[node], following[node] = nodes[node] + heaviest, then
     at = max(range(len(graph)), key=lambda node: (best[node], -node))
     total, path = best[at], [at]
     while following[path[-1]] >= 0:

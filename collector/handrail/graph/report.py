@@ -1,5 +1,6 @@
 """A Plan becomes what is wrong with it as a directed acyclic graph, and its critical path."""
 
+import itertools
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -12,6 +13,7 @@ from handrail.graph.order import (
     reachable,
     reversed_graph,
     shortest_cycle,
+    sorted_by_edges,
     startable,
 )
 
@@ -58,30 +60,30 @@ def check(plan: Plan, file: str | None = None) -> Report:
     """Linear in agents and edges, but for the shortest cycles, which are looked for inside each component."""
     names = plan.agents
     number = {name: index for index, name in enumerate(names)}
-    graph: list[list[int]] = [[] for _ in names]
+    following: dict[str, list[int]] = {name: [] for name in names}
     for tail, head in plan.edges:
-        graph[number[tail]].append(number[head])
-    reverse = reversed_graph(graph)
-    declared_entries = [number[name] for name in plan.entries]
-    sources = [node for node in range(len(names)) if not reverse[node]]
+        following[tail].append(number[head])
+    graph = list(following.values())
+    order = sorted_by_edges(graph)
     has_edges = bool(plan.edges)
-    entries = declared_entries or [node for node in sources if graph[node] or not has_edges]
-    waits_for_any = [name in plan.any_join for name in names]
-    started = startable(graph, waits_for_any, entries)
-    found = [
-        _component(component, graph, reverse, names, started, waits_for_any, set(entries))
-        for component in components(graph)
-        if len(component) > 1 or component[0] in graph[component[0]]
-    ]
-    found.sort(key=lambda each: each.agents)
-    reached = reachable(graph, entries)
-    if not entries and has_edges:
-        # Everybody is on a cycle or behind one, and nothing says where it begins.
-        reached = {node for node in range(len(names)) if graph[node] or reverse[node]}
+    heads = set(itertools.chain.from_iterable(graph))
+    entries = [number[name] for name in plan.entries]
+    if not entries:
+        entries = [node for node in range(len(names)) if node not in heads and (graph[node] or not has_edges)]
     path: tuple[str, ...] | None = None
     total: float | None = None
-    if not found:
-        path, total = _critical(plan, graph, number)
+    if len(order) == len(names):  # acyclic, so that all can start, however they wait
+        found, started = [], set(order)
+        path, total = _critical(plan, graph, number, order)
+    else:
+        found, started = _cyclic(plan, graph, entries)
+    if not entries and has_edges:
+        # Everybody is on a cycle or behind one, and nothing says where it begins.
+        reached = {node for node in range(len(names)) if graph[node] or node in heads}
+    elif found or plan.entries:
+        reached = reachable(graph, entries)
+    else:  # every path of an acyclic graph begins at an entry
+        reached = heads.union(entries)
     return Report(
         file=file,
         format=plan.format,
@@ -99,6 +101,20 @@ def check(plan: Plan, file: str | None = None) -> Report:
         critical_path=path,
         critical_seconds=total,
     )
+
+
+def _cyclic(plan: Plan, graph: list[list[int]], entries: list[int]) -> tuple[list[Component], set[int]]:
+    """The components with a cycle, in order of name, and the nodes that can start."""
+    names, reverse = plan.agents, reversed_graph(graph)
+    waits_for_any = [name in plan.any_join for name in names]
+    started = startable(graph, waits_for_any, entries)
+    found = [
+        _component(component, graph, reverse, names, started, waits_for_any, set(entries))
+        for component in components(graph)
+        if len(component) > 1 or component[0] in graph[component[0]]
+    ]
+    found.sort(key=lambda each: each.agents)
+    return found, started
 
 
 def _component(
@@ -126,12 +142,14 @@ def _component(
     )
 
 
-def _critical(plan: Plan, graph: list[list[int]], number: Mapping[str, int]) -> tuple[tuple[str, ...], float | None]:
+def _critical(
+    plan: Plan, graph: list[list[int]], number: Mapping[str, int], order: list[int]
+) -> tuple[tuple[str, ...], float | None]:
     is_timed = bool(plan.seconds or plan.edge_seconds)
     marks = {"__start__", "__end__"} if plan.format == "langgraph" else set()
     nodes = [plan.seconds.get(name, 0.0) if is_timed else float(name not in marks) for name in plan.agents]
     edges = {(number[tail], number[head]): value for (tail, head), value in plan.edge_seconds.items()}
-    path, total = heaviest_path(graph, nodes, edges)
+    path, total = heaviest_path(graph, nodes, edges, order)
     return tuple(plan.agents[node] for node in path), total if is_timed else None
 
 
