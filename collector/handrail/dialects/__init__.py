@@ -274,7 +274,7 @@ def begin(
     exchange: Exchange,
     protocol: str,
     operation: str | None,
-    said: Mapping[str, Any],
+    said: dict[str, Any],
     body: Body,
     *,
     payload: Any = None,
@@ -290,10 +290,10 @@ def begin(
     """
     request, route = exchange.request, exchange.route
     headers = request.headers
-    get = said.get
-    workflow, task, attempt, deadline = get("workflow"), get("task"), get("attempt"), get("deadline")
-    subject, version = get("subject"), get("version")
-    trace_id, span_id = get("trace_id"), get("span_id")
+    workflow, task = said.get("workflow"), said.get("task")
+    attempt, deadline = said.get("attempt"), said.get("deadline")
+    subject, version = said.get("subject"), said.get("version")
+    trace_id, span_id = said.get("trace_id"), said.get("span_id")
     if (value := headers.get(b"traceparent")) is not None:
         traced = trace_of(value)
         if traced[0] is not None:
@@ -325,7 +325,7 @@ def begin(
     reads = None
     if (value := headers.get(b"handrail-accept")) is not None:
         reads = _header(value)
-    source, target = get("source"), route.instead or get("target")
+    source, target = said.get("source"), route.instead or said.get("target")
     confidence: Confidence | None = "exact"
     if source is None or target is None:
         source, target = source or route.source, target or route.target
@@ -349,10 +349,10 @@ def begin(
         version=version,
         payload=payload,
         payload_bytes=request.size if number is None else None,
-        digest=get("digest"),
-        tokens=get("tokens"),
-        state_version=get("state_version"),
-        agent_version=get("agent_version"),
+        digest=said.get("digest"),
+        tokens=said.get("tokens"),
+        state_version=said.get("state_version"),
+        agent_version=said.get("agent_version"),
         trace_id=trace_id,
         span_id=span_id,
         deadline=deadline,

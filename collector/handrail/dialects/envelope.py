@@ -31,7 +31,7 @@ def is_envelope(value: object) -> bool:
     return type(value) is dict and "task_id" in value and ("source_agent" in value or "target_agent" in value)
 
 
-def said_by(envelope: Mapping[str, Any]) -> dict[str, Any]:
+def said_by(envelope: dict[str, Any]) -> dict[str, Any]:
     """What an envelope says, by the names of Event's fields."""
     said: dict[str, Any] = {}
     metadata = envelope.get("metadata")
@@ -49,7 +49,7 @@ def said_by(envelope: Mapping[str, Any]) -> dict[str, Any]:
     return said
 
 
-def add_metadata(said: dict[str, Any], metadata: Mapping[str, Any]) -> None:
+def add_metadata(said: dict[str, Any], metadata: dict[str, Any]) -> None:
     """Add what a metadata object says and nothing has said yet. Walks the object, which is short, not the table."""
     for key, value in metadata.items():
         known = _METADATA.get(key)
