@@ -267,6 +267,17 @@ def test_the_same_message_again_is_the_same_task() -> None:
     assert other.task == "t2"  # a client that gives every message the same id
 
 
+def test_the_same_message_in_another_context_is_another_task() -> None:
+    """Some clients count their messages from 1 in every conversation."""
+    by = reader()
+    seen = []
+    for id, context, made in (("x1", "c-1", "t-1"), ("x2", "c-2", "t-2"), ("x3", "c-1", "t-3")):
+        reply = result({"task": task("TASK_STATE_COMPLETED", id=made, contextId=context)})
+        event = final(exchange(send(messageId="1", contextId=context), reply=reply, id=id), by)
+        seen.append((event.workflow, event.task))
+    assert seen == [("c-1", "t-1"), ("c-2", "t-2"), ("c-1", "t-1")]
+
+
 def test_a_reference_to_a_task_joins_its_workflow() -> None:
     """referenceTaskIds of a later hop point to a task whose workflow is known."""
     by = reader()

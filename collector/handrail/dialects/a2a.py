@@ -7,7 +7,8 @@
 - workflow: what the message says, else what its contextId or referenceTaskIds were joined to before, else the
   contextId, else the trace; with none of them in the request, the contextId that the reply gives.
 - task: what the message says, else its taskId, else the task that the reply names; the messageId until then. The same
-  message sent again (same messageId, same content) is the same task, whatever new task the server makes of it.
+  message sent again (same messageId, same content, same context) is the same task, whatever new task the server
+  makes of it.
 - payload: the data of the only data part; else `{"text": …}`, or `{"parts": […]}`.
 
 The JSON of the 0.3 REST binding is snake_case with `request`, `content` and `data.data`, as released clients send it.
@@ -119,7 +120,8 @@ class A2a:
         self._contexts: Bounded[str, str] = Bounded(limit)
         self._tasks: Bounded[str, str] = Bounded(limit)
         self._waiting: Bounded[str, None] = Bounded(limit)
-        self._sent: Bounded[tuple[str, str], tuple[str | None, str | None]] = Bounded(limit)
+        # With the context, because some clients count their messages from 1 in every conversation.
+        self._sent: Bounded[tuple[str, str, str | None], tuple[str | None, str | None]] = Bounded(limit)
 
     def ask(self, exchange: Exchange) -> tuple[Event, ...]:
         """One event, where the request is A2A."""
@@ -200,7 +202,7 @@ class A2a:
         if payload is not None and message_id is not None:
             said["digest"] = digest = digest_of(payload)
             if task is None:
-                sent = self._sent.get((message_id, digest), sent)
+                sent = self._sent.get((message_id, digest, context), sent)
         if said.get("task") is None:
             said["task"] = task or sent[1] or message_id
         if said.get("workflow") is None:
@@ -283,12 +285,11 @@ class A2a:
                     self._waiting.put(seen.task, None)
                 elif seen.state is not None:
                     self._waiting.pop(seen.task, None)
-        if workflow is not None:
-            context = text(message.get("contextId") or message.get("context_id"))
-            if context is not None:
-                self._contexts.put(context, workflow)
+        context = text(message.get("contextId") or message.get("context_id"))
+        if workflow is not None and context is not None:
+            self._contexts.put(context, workflow)
         if message_id is not None and event.digest is not None and event.kind == "handoff":
-            self._sent.put((message_id, event.digest), (workflow, event.task))
+            self._sent.put((message_id, event.digest, context), (workflow, event.task))
 
     def _learn(self, exchange: Exchange, value: object) -> _Card | None:
         """Remember an agent card under the upstream, the host it was asked from, and its interfaces' authorities."""
