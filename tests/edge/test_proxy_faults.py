@@ -55,6 +55,27 @@ def test_ambiguous_framing_is_refused_and_the_upstream_is_not_contacted(raw: byt
     play(go)
 
 
+def test_a_client_that_speaks_tls_is_told_at_once() -> None:
+    """It waits for the server's hello, and would until the time-out: an https URL for a plain listener is a slip."""
+    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+    talk = ssl.create_default_context().wrap_bio(incoming, outgoing, server_hostname="agent")
+    with contextlib.suppress(ssl.SSLWantReadError):
+        talk.do_handshake()
+    hello = outgoing.read()
+
+    async def go(stage: Stage) -> None:
+        for pieces in ((hello,), (hello[:1], hello[1:])):
+            client = await stage.client()
+            await client.send(*pieces)
+            reply = await client.rest(2)
+            assert reply.startswith(b"HTTP/1.1 400 ")
+            assert b"TLS" in reply
+        assert not stage.upstream.wires
+        await stage.settled(0)
+
+    play(go)
+
+
 @pytest.mark.parametrize("method", [b"GET", b"HEAD"])
 def test_bad_bytes_behind_a_good_exchange_are_refused(method: bytes) -> None:
     """The first exchange is whole; the second is answered 400 with its body, also behind a HEAD."""

@@ -448,3 +448,14 @@ def test_a_head_that_was_seen_before_reads_as_one_that_was_not(heads: list[list[
                 )
                 patch.undo()
             assert said[0] == said[1]
+
+
+@pytest.mark.parametrize("size", [1, 300, 200_000])
+def test_tls_is_malformed_however_long_its_hello(size: int) -> None:
+    """In one piece and in many: the reason does not depend on how much of it came at once."""
+    raw = b"\x16\x03\x01" + b"a" * size
+    decoder = RequestDecoder(HeadLimits(), LIMIT)
+    for got in (read(raw), decoder.feed(raw[:1], 1.0)):
+        assert isinstance(got, Fault)
+        assert got.reason == "malformed"
+        assert "TLS" in got.message

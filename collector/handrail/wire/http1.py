@@ -105,6 +105,8 @@ class _Copy:
 
 _ONCE: Final = frozenset({b"host", b"content-length", b"transfer-encoding"})
 _BARE_LF = re.compile(rb"(?<!\r)\n")
+_TLS: Final = b"\x16"
+"""How a TLS connection begins: a handshake record (RFC 8446 5.1)."""
 _EMPTY_LINES = re.compile(rb"(?:\r\n)+")
 _METHODS: Final[dict[bytes, str]] = {}
 
@@ -251,6 +253,8 @@ class RequestDecoder:
         end = data.find(b"\r\n\r\n")
         if end < 0:
             self.rest = data
+            if data.startswith(_TLS):  # its sender waits for an answer, and would until limits.header_seconds
+                return _fault("malformed", "a TLS connection; this address speaks plain HTTP", at)
             if len(data) > self._limits.head_bytes:
                 return self._too_large(data, f"no end of the head within {self._limits.head_bytes} bytes", at)
             if _BARE_LF.search(data):
@@ -356,7 +360,9 @@ class RequestDecoder:
         return read
 
     def _too_large(self, head: bytes, message: str, at: float) -> Fault:
-        """In small pieces a line that ends in LF would have been noticed first, so it is here too."""
+        """In small pieces TLS, or a line that ends in LF, would have been noticed first, so it is here too."""
+        if head.startswith(_TLS):
+            return _fault("malformed", "a TLS connection; this address speaks plain HTTP", at)
         if _BARE_LF.search(head, 0, self._limits.head_bytes):
             return _fault("malformed", "a line ends in LF without CR", at)
         return _fault("head_too_large", message, at)
