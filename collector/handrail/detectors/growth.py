@@ -37,7 +37,7 @@ class _Series:
 
 
 class _Workflow:
-    __slots__ = ("chain", "estimated", "hops", "models", "names", "ones", "series", "tokens")
+    __slots__ = ("chain", "estimated", "hops", "models", "names", "ones", "only", "series", "tokens")
 
     def __init__(self) -> None:
         self.tokens = 0
@@ -45,6 +45,8 @@ class _Workflow:
         self.estimated = 0
         self.chain: _Series | None = None
         """All hops of it."""
+        self.only: str | None = None
+        """The receiver of all hops, quoted, as that of a sidecar before one agent is: its series is the chain."""
         self.ones = "\0"
         """Receivers of one hop, as each agent of a chain is, packed: name, and `tokens id` of the hop."""
         self.series: dict[str, _Series] | None = None
@@ -181,24 +183,46 @@ class ContextGrowth:
             _name(workflow, quoted(source), quoted(named))
         event_id = quoted(event.id)
         found: tuple[Finding, ...] = NOTHING
+        receiver = f"model of {source}" if is_call else target
+        if receiver is not None:
+            receiver = quoted(receiver)
+        if workflow.only is not None and (receiver == workflow.only) == is_call:
+            self._part(workflow, workflow.only)
         if not is_call:
             chain = workflow.chain
             if chain is None:
                 if workflow.names < _SERIES:
                     workflow.names += 1
                     chain = workflow.chain = _Series(tokens, event_id)
+                    if receiver is not None and workflow.names == 1:
+                        workflow.names = 2
+                        workflow.only = receiver
             elif not self._counted(chain, tokens, event_id):
                 return NOTHING
             if chain is not None:
                 found = self._judged(workflow, chain, event, tokens, how, named)
-        receiver = f"model of {source}" if is_call else target
-        if receiver is None:
+        if receiver is None or receiver == workflow.only:
             return found
-        series = self._series(workflow, quoted(receiver), tokens, event_id)
+        series = self._series(workflow, receiver, tokens, event_id)
         if series is not None:
             judged = self._judged(workflow, series, event, tokens, how, named)
             found = found or judged
         return found
+
+    def _part(self, workflow: _Workflow, receiver: str) -> None:
+        """The chain goes on elsewhere, or something else goes there: what was one series becomes two."""
+        workflow.only = None
+        chain = workflow.chain
+        if chain is None:
+            return
+        if len(chain.counts) == 1 and chain.counts[0] < self._smallest:
+            workflow.ones += f"{receiver}\1{chain.counts[0]} {chain.ids[1:]}\0"
+            return
+        series = _Series(0, "")
+        series.counts, series.ids = chain.counts, chain.ids
+        if workflow.series is None:
+            workflow.series = {}
+        workflow.series[receiver] = series
 
     def _series(self, workflow: _Workflow, receiver: str, tokens: int, event_id: str) -> _Series | None:
         """A receiver's hops with this one; None where there is nothing to judge."""

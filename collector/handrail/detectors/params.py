@@ -15,9 +15,9 @@ Action = Literal["observe", "enforce"]
 Scope = Literal["hop", "workflow", "store"]
 
 Count = Annotated[int, msgspec.Meta(ge=1)]
-LIVE: Final = 3_000
+LIVE: Final = 2_000
 """Workflows that go through one sidecar at a time, where a rule remembers something of each: ten new ones a second that
-live for five minutes. Those that were quiet for longest are forgotten first."""
+live for three minutes, and 2 MB for each rule. Those that were quiet for longest are forgotten first."""
 Seconds = Annotated[float, msgspec.Meta(gt=0)]
 Keep = Literal["always", "once_said", "never"]
 Whole = Annotated[int, msgspec.Meta(ge=0)]
@@ -205,7 +205,7 @@ class LoopParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     """A reply on the connection of a call hands the work back, where the called agent sends no message of its own."""
     edges: tuple[EdgeRounds, ...] = ()
     keys: Count = LIVE
-    """Workflows. One of eight hops takes 1.1 KB, and up to 60 KB when it is long."""
+    """Workflows. One of eight hops takes 1 KB, and up to 60 KB when it is long."""
     texts: Count = 500
     """Workflows whose phrases are remembered, those that went round last; 64 KB each."""
 
@@ -229,7 +229,7 @@ class GrowthParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     window: Count | None = None
     """Tokens, for a model that no table knows or nobody names; such hops are not judged where absent."""
     keys: Count = LIVE
-    """Workflows. One of eight hops takes 1.3 KB."""
+    """Workflows. One of eight hops takes 1 KB."""
 
 
 class EdgeShare(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -7,7 +7,7 @@ coordinator that then hands the task out again makes a second output of it.
 from collections import OrderedDict, deque
 from collections.abc import Iterable, Iterator
 from heapq import heapify, heappop, heappush
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Final
 
 import msgspec
 
@@ -30,7 +30,7 @@ from handrail.event import Event, Finding
 from handrail.schema.registry import Registry
 
 _BUS = frozenset({"publish", "deliver"})
-_ASLEEP = 4_000
+_ASLEEP: Final = 4_000
 """Handoffs remembered while there was no store: two seconds of 2,000 handoffs a second, and most never see one."""
 _EARLIER = 16
 """Announcements remembered of one task that came before the output they announce."""
