@@ -70,10 +70,11 @@ def check(plan: Plan, file: str | None = None) -> Report:
     entries = [number[name] for name in plan.entries]
     if not entries:
         entries = [node for node in range(len(names)) if node not in heads and (graph[node] or not has_edges)]
+    found: list[Component] = []
     path: tuple[str, ...] | None = None
     total: float | None = None
     if len(order) == len(names):  # acyclic, so that all can start, however they wait
-        found, started = [], set(order)
+        started = set(order)
         path, total = _critical(plan, graph, number, order)
     else:
         found, started = _cyclic(plan, graph, entries)
