@@ -177,7 +177,6 @@ def test_a_graph_survives_being_written(edges: list[tuple[str, str]]) -> None:
         "long yaml": "edges:\n" + "".join(f"- [{a}, {b}]\n" for a, b in edges) * 1_200,
         "long quoted yaml": "edges:\n" + "".join(f"- {{source: \"{a}\", target: '{b}'}}\n" for a, b in edges) * 1_200,
         "long block yaml": "edges:\n" + "".join(f"  - from: {a}\n    to: {b}\n" for a, b in edges) * 1_200,
-        "long mixed yaml": "edges:\n" + "".join(f"  - from: {a}\n    to:  {b} # so\n" for a, b in edges) * 1_200,
         "mermaid": "flowchart LR\n" + "".join(f"  {a} --> {b}\n" for a, b in edges),
     }
     for form, text in written.items():
