@@ -76,6 +76,24 @@ def test_langgraph_knows_its_entry_and_that_any_is_enough() -> None:
     assert (drawn.entries, drawn.any_join >= {"agent"}) == (("__start__",), True)
 
 
+def test_langgraphs_drawing_is_read_with_its_entities_and_escapes() -> None:
+    """`&nbsp;` around a condition ends no statement, and `\\3a` in an id is the colon of a node of a subgraph."""
+    drawn = (
+        "graph TD;\n\t__start__([<p>__start__</p>]):::first\n\t__start__ --> sub\\3ainner;\n"
+        "\tsub\\3ainner -. &nbsp;redo&nbsp; .-> sub\\3aoddly\\2enamed;\n\tsubgraph sub\n\tsub\\3ainner(inner)\n\tend\n"
+        "\tA -- it&#39;s #quot;so#quot; --> B;B --> C&D;\n"
+    )
+    plan = read(drawn)
+    assert plan.edges == (
+        ("__start__", "sub:inner"),
+        ("sub:inner", "sub:oddly.named"),
+        ("A", "B"),
+        ("B", "C"),
+        ("B", "D"),
+    )
+    assert plan.labels["sub:inner"] == "inner"
+
+
 def test_older_langgraph_numbers_its_nodes() -> None:
     """Numbers are replaced by names."""
     nodes = [{"id": 0, "type": "schema", "data": "Start"}, {"id": 1, "type": "runnable", "data": {"name": "x"}}]

@@ -504,6 +504,8 @@ _SIMPLE_LINES = re.compile(f"((?:{_simple_line(_NAMED, f'(?:{_SHAPES})')})++)", 
 _SHAPE = frozenset("[({>")
 _SHAPED = re.compile(r"^[\[({>/\\]+|[\])}/\\]+$")
 _BREAK = re.compile(r"<br\s*/?>.*", re.DOTALL)
+_ENTITY = re.compile(r"(?:&(?:nbsp|amp|lt|gt|quot|apos|#\d{1,6})|#\w{1,8})\Z")
+_ESCAPED = re.compile(r"\\([2-7][0-9a-f])")
 _MARKUP = re.compile(r"</?\w+>")
 
 
@@ -593,6 +595,12 @@ def _simple(part: str, draft: _Draft, labels: dict[str, str], links: list[tuple[
     return len(rows)
 
 
+def _unescaped(found: re.Match[str]) -> str:
+    """What LangGraph writes for a character of a name that is neither letter nor digit: `sub\\3ainner`."""
+    letter = chr(int(found[1], 16))
+    return found[0] if letter.isalnum() or letter == "\x7f" else letter
+
+
 def _without_front(text: str) -> str:
     """Empty lines in the place of front matter, so that lines keep their numbers."""
     front = _FRONT.match(text)
@@ -612,7 +620,7 @@ def _statements(text: str) -> Iterator[list[str]]:
 
 
 def _split(line: str) -> Iterator[str]:
-    """At the semicolons that stand outside quotes and brackets."""
+    """At the semicolons that stand outside quotes and brackets and end no entity (`&nbsp;`, `#quot;`)."""
     depth, start, is_quoted = 0, 0, False
     for index, letter in enumerate(line):
         if letter == '"':
@@ -623,7 +631,7 @@ def _split(line: str) -> Iterator[str]:
             depth += 1
         elif letter in "])}":
             depth -= 1
-        elif letter == ";" and depth <= 0:
+        elif letter == ";" and depth <= 0 and _ENTITY.search(line, start, index) is None:
             yield line[start:index]
             start = index + 1
     yield line[start:]
@@ -722,6 +730,12 @@ def _closing(statement: str, at: int, number: int) -> int:
 def _finished(
     draft: _Draft, labels: Mapping[str, str], groups: Mapping[str, list[str]], links: Sequence[tuple[str, str]]
 ) -> Plan:
+    if "__start__" in draft.agents and any("\\" in name for name in draft.agents):
+        called = {name: _ESCAPED.sub(_unescaped, name) for name in draft.agents}
+        draft.agents = dict.fromkeys(called.values())
+        links = [(called.get(tail, tail), called.get(head, head)) for tail, head in links]
+        labels = {called.get(name, name): label for name, label in labels.items()}
+        groups = {group: [called.get(name, name) for name in names] for group, names in groups.items()}
     if groups:
         draft.agents = {name: None for name in draft.agents if name not in groups}
         for tail, head in links:
