@@ -37,6 +37,10 @@ _Coded = tuple[frozenset[int], tuple[int, ...]]
 """Hashes of a constraint's words, and of its wording; one object for all workflows that say it."""
 
 
+_Listed = tuple[int, _Coded]
+"""Index of a constraint in the list that set it, and what it is known by."""
+
+
 class _Constraint:
     __slots__ = ("event", "hop", "index", "source", "texts", "told", "words")
 
@@ -62,6 +66,10 @@ class _Workflow:
         "named",
         "new",
         "news",
+        "origin",
+        "origin_event",
+        "origin_hop",
+        "origin_source",
         "written",
     )
 
@@ -71,6 +79,13 @@ class _Workflow:
         """The event that last carried decisions."""
         self.decisions = 0
         self.constraints: tuple[_Constraint, ...] = ()
+        self.origin: tuple[_Listed, ...] | None = None
+        """The constraints as they were set, while no later hop said others: then they are in `constraints`. One object
+        for all workflows with the same ones."""
+        self.origin_event = ""
+        """The event that set them."""
+        self.origin_hop = 0
+        self.origin_source: str | None = None
         self.written: dict[str, None] | None = None
         """Names of what was written."""
         self.listed: dict[str, None] | None = None
@@ -121,6 +136,8 @@ class ContextLost:
         """Hashes of the keys of objects none of which speaks of artifacts."""
         self._coded: dict[int, _Coded] = {}
         """Wordings of constraints to their words: workflows of one kind have the same."""
+        self._origins: dict[int, tuple[_Listed, ...]] = {}
+        """Marks of whole lists to the constraints in them."""
 
     def observe(self, event: Event) -> Iterable[Finding]:
         key = event.workflow
@@ -209,6 +226,11 @@ class ContextLost:
     def _constraints(
         self, workflow: _Workflow, event: Event, said: Any, mark: int, keep: Keep, found: list[Finding]
     ) -> None:
+        if mark and not workflow.constraints and workflow.origin is None:
+            origin = self._origins.get(mark)
+            if origin is not None:
+                _set(workflow, event, origin, mark)
+                return
         listed = [text_of(item) for item in said][:_ITEMS] if type(said) is list else []
         if keep == "always" and not listed:
             found.append(
@@ -220,7 +242,10 @@ class ContextLost:
                     None,
                 )
             )
+        if workflow.origin is not None:
+            _unfold(workflow, workflow.origin)
         known = workflow.constraints
+        is_first = not known
         workflow.as_before = 0
         wordings = [_wording(text) for text in listed]
         literal = set(wordings)
@@ -254,7 +279,14 @@ class ContextLost:
                     same.texts = (*same.texts, wording)
             elif len(known) < _ITEMS:
                 known = (*known, _Constraint(event.id, workflow.hops, event.source, index, coded))
-        workflow.constraints = known
+        if is_first and workflow.as_before:
+            origin = tuple([(each.index, (each.words, each.texts)) for each in known])
+            if len(self._origins) >= _REMEMBERED:
+                self._origins.clear()
+            self._origins[mark] = origin
+            _set(workflow, event, origin, mark)
+        else:
+            workflow.constraints = known
 
     def _words_of(self, text: str, wording: int) -> _Coded:
         """What a constraint is known by."""
@@ -410,6 +442,20 @@ def _keep(known: dict[str, None], name: str) -> None:
     known[name] = None
     if len(known) > _ITEMS:
         del known[next(iter(known))]
+
+
+def _set(workflow: _Workflow, event: Event, origin: tuple[_Listed, ...], mark: int) -> None:
+    """The first constraints of a workflow, by the event that set them."""
+    workflow.origin, workflow.as_before = origin, mark
+    workflow.origin_event, workflow.origin_hop = event.id, workflow.hops
+    workflow.origin_source = None if event.source is None else intern(event.source)
+
+
+def _unfold(workflow: _Workflow, origin: tuple[_Listed, ...]) -> None:
+    """Another list of constraints came: each of the first ones is now looked for by itself."""
+    event, hop, source = workflow.origin_event, workflow.origin_hop, workflow.origin_source
+    workflow.constraints = tuple([_Constraint(event, hop, source, index, coded) for index, coded in origin])
+    workflow.origin, workflow.origin_event, workflow.origin_source = None, "", None
 
 
 def _fold(workflow: _Workflow) -> None:
