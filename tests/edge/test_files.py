@@ -5,10 +5,12 @@ from pathlib import Path
 
 import pytest
 
+from handrail.config import Config, SchemasConfig
 from handrail.edge.files import (
     MAX_SCHEMA_BYTES,
     Unreadable,
     builtin_packs,
+    load_registry,
     read_packs,
     read_schemas,
     read_text,
@@ -81,6 +83,13 @@ def test_what_cannot_be_a_schema_refuses_the_whole(directory: Path) -> None:
         "order/5.json: is not a regular file",
         "order/nested: is a directory inside a subject; a schema is <subject>/<version>.json",
     )
+
+
+def test_a_url_in_a_problem_is_told_as_it_is(directory: Path) -> None:
+    """The path of the file stands before it and does not swallow one of its slashes."""
+    (directory / "order" / "1.json").write_text('{"$ref": "https://schemas.test/x"}')
+    with pytest.raises(Unreadable, match="order/1.json: /\\$ref: https://schemas.test/x leaves the document"):
+        load_registry(Config(schemas=SchemasConfig(directory=str(directory))))
 
 
 def test_a_directory_that_is_not_there_is_named(tmp_path: Path) -> None:

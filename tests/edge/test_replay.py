@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from handrail.config import Config
+from handrail.config import Config, SchemasConfig
 from handrail.edge.files import load_packs, load_registry
 from handrail.edge.replay import Summary, quantile, records, shown
 from handrail.event import Event, Fault, Finding, Severity, to_json
@@ -59,6 +59,22 @@ def test_a_byte_order_mark_is_no_part_of_the_first_line(tmp_path: Path) -> None:
     file.write_bytes(b"\xef\xbb\xbf" + to_json(event("a", 0)) + b"\n" + to_json(event("b", 1)))
 
     assert [record.id for record in replayed(file) if isinstance(record, Event)] == ["a", "b"]
+
+
+def test_numbers_past_64_bits_are_judged_exactly(tmp_path: Path) -> None:
+    """As live: a float in place of 2^64 + 1 would be even, and pass."""
+    schema = tmp_path / "schemas" / "writer.reviewer" / "1.json"
+    schema.parent.mkdir(parents=True)
+    schema.write_text('{"properties": {"n": {"multipleOf": 2}}}')
+    file = tmp_path / "calls.jsonl"
+    line = to_json(event("a", 0)).replace(b'"payload":null', b'"payload":{"n":18446744073709551617}')
+    file.write_bytes(line)
+    config = Config(schemas=SchemasConfig(directory=str(tmp_path / "schemas")))
+    registry = load_registry(config)
+    judging = build(config, registry, watches(load_packs(config), registry))
+
+    found = [each.kind for each in records([str(file)], judging, lambda read: None) if isinstance(each, Finding)]
+    assert found == ["schema.violation"]
 
 
 def test_progress_counts_every_byte(tmp_path: Path) -> None:

@@ -135,7 +135,8 @@ def load_registry(config: Config) -> Registry:
         problems = [f"{file}: {why}" for file, why in vetted(files).items()]
         problems = problems or [str(problem) for problem in registry.load(files)]
         if problems:
-            raise Unreadable([str(Path(directory) / problem) for problem in problems])
+            # not joined as paths: that would make one slash of the two in a URL that the problem names
+            raise Unreadable([f"{Path(directory)}/{problem}" for problem in problems])
     return registry
 
 

@@ -7,6 +7,7 @@ What spans say is told when all files were read, because spans come in any order
 wire is not told again.
 """
 
+import json
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -30,6 +31,7 @@ from handrail.event import SEVERITIES, Decision, Event, Fault, Finding, Severity
 from handrail.pipeline import Inspector, build, replay_events, replay_exchanges
 from handrail.rules import watches
 from handrail.wire import BodyLimits, har
+from handrail.wire.body import has_long_number
 from handrail.wire.otlp import logs_of, spans_of
 
 MAX_HAR_BYTES = 536_870_912
@@ -220,6 +222,8 @@ def _event(line: bytes, number: int) -> Event | None:
         raise ValueError(f"line {number}: is not JSON: {error.msg}") from None
     if line.count(b"[") + line.count(b"{") > MAX_DEPTH and _is_deep(value):
         raise ValueError(f"line {number}: is nested deeper than {MAX_DEPTH} levels")
+    if has_long_number(line):
+        value = json.loads(line)  # exact, where orjson makes a float of what does not fit into 64 bits
     if not isinstance(value, dict):
         raise ValueError(f"line {number}: is not an object; each line is one event")
     if "resourceLogs" in value or "resourceSpans" in value:
