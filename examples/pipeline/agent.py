@@ -13,6 +13,7 @@ when its standard input does: whoever started it cannot leave it behind, however
 
 import argparse
 import asyncio
+import contextlib
 import json
 import os
 import signal
@@ -45,6 +46,9 @@ LIBRARY = HERE / "library"
 
 ENDING_SECONDS = 2.0
 """How long an agent that ends waits for its peers' last answers."""
+
+LONGEST_STALL_SECONDS = 60.0
+"""A caller that has not called again by then does not."""
 
 Envelope = dict[str, Any]
 
@@ -83,7 +87,9 @@ class Agent(AgentExecutor):
         self.peers = dict(peer.split("=", 1) for peer in options.peer)
         self._clients: dict[str, asyncio.Task[Any]] = {}
         self._background: set[asyncio.Task[None]] = set()
-        self._stall_seconds = 0.0
+        self._stall: Mapping[str, Any] | None = None
+        self._stalled: tuple[Any, ...] | None = None
+        self._asked_again = asyncio.Event()
         self._handing: set[asyncio.Task[None]] = set()
         self._http = httpx.AsyncClient(transport=Counted(self), timeout=self.patience_seconds, trust_env=False)
         self._factory = ClientFactory(
@@ -145,10 +151,8 @@ class Agent(AgentExecutor):
         await event_queue.enqueue_event(new_task_from_user_message(message))
         updater = TaskUpdater(event_queue, message.task_id, message.context_id)
         await updater.start_work()
-        if self._stall_seconds:
-            stall, self._stall_seconds = self._stall_seconds, 0.0
-            await asyncio.sleep(stall)
         try:
+            await self._perhaps_stall(message.context_id, envelopes[0])
             follow = self.work(envelopes[0])
         except (KeyError, TypeError, ValueError) as error:
             self.report(problem=f"{type(error).__name__}: {error}")
@@ -159,6 +163,18 @@ class Agent(AgentExecutor):
         await updater.complete()
         for handover in follow:
             self.spawn(self.hand_over(handover, message.context_id))
+
+    async def _perhaps_stall(self, workflow: str, envelope: Envelope) -> None:
+        """Wait over the work that the agent was told to stall over; with `again`, until it is asked for once more."""
+        piece = workflow, envelope["source_agent"], envelope["task_id"]
+        if piece == self._stalled:
+            self._asked_again.set()
+        elif self._stall is not None and self._stall["of"] == envelope["source_agent"]:
+            order, self._stall, self._stalled = self._stall, None, piece
+            if order.get("again"):
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._asked_again.wait(), LONGEST_STALL_SECONDS)
+            await asyncio.sleep(float(order["stall"]))
 
     async def cancel(self, context: RequestContext, event_queue: EventQueue) -> None:
         raise InvalidParamsError(message="this agent's work is too short to be cancelled")
@@ -243,7 +259,8 @@ class Agent(AgentExecutor):
     def obey(self, order: Mapping[str, Any]) -> None:
         """One order from standard input."""
         if "stall" in order:
-            self._stall_seconds = float(order["stall"])
+            self._stall = order
+            self._asked_again.clear()
 
     async def begin(self) -> None:
         """Called once the port is open; cancelled when the agent ends."""

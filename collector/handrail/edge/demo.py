@@ -71,9 +71,12 @@ class Step(msgspec.Struct, frozen=True, kw_only=True):
     version: str | None = None
     """The agent is replaced by this version of itself."""
     stall_seconds: float = 0.0
-    """Its next piece of work waits this long. The analyst's patience and the researcher's deadline are two seconds."""
+    """Its next piece of work for `asked_by` waits this long."""
+    asked_by: str | None = None
+    again: bool = False
+    """It waits until it was asked for the same once more, and then for `stall_seconds`."""
     cut_seconds: float = 0.0
-    """Replication of the store stands still this long."""
+    """Replication of the store stands still this long, and until what must be found was found."""
     dies: bool = False
     """It is killed in the middle of its next piece of work, and started again."""
     happens: str
@@ -106,7 +109,9 @@ PLAN = (
     Step(
         at=0.65,
         agent="writer",
-        stall_seconds=4.5,
+        stall_seconds=1.0,
+        asked_by="analyst",
+        again=True,
         happens="the writer stalls, is asked again, writes twice",
         finds="output.duplicate",
         edge=("writer", "reviewer"),
@@ -114,7 +119,8 @@ PLAN = (
     Step(
         at=0.8,
         agent="researcher",
-        stall_seconds=3.0,
+        stall_seconds=3.0,  # the deadline is two seconds after the question
+        asked_by="coordinator",
         happens="the researcher stalls and misses a deadline",
         finds="budget.exceeded",
         edge=("coordinator", "researcher"),
@@ -147,12 +153,14 @@ STATE_PLAN = (
         edge=("indexer", "archivist"),
     ),
 )
-SETTLES_SECONDS = 4.0
-"""Until a failure in the store was noticed: an event is awaited two seconds, and time is looked at now and then."""
-
-
-CUT_READS, CUT_MORE = 6, 150
-"""Replication stands still until so many reads were made, and so many tenths of a second longer at most."""
+FOUND_SECONDS = 90.0
+"""How long a failure is waited for before the plan goes on without it: nobody knows how slow a busy machine is."""
+TOLD_SECONDS = 10.0
+"""After so long it is said what is waited for."""
+SLOW_SECONDS = 90.0
+"""How long starting may take, and work that is under way."""
+ENDS_SECONDS = 20.0
+"""How long an agent may take to end. One that is killed may have counted what it never sent."""
 CONNECT_SECONDS = 10.0
 """The agents are here and not away, however long a busy machine takes."""
 
@@ -218,7 +226,7 @@ class Cast:
     def _event(self, process: asyncio.subprocess.Process, word: str) -> asyncio.Event:
         return self._said.setdefault((process.pid, word), asyncio.Event())
 
-    async def heard(self, process: asyncio.subprocess.Process, word: str, within: float = 30.0) -> None:
+    async def heard(self, process: asyncio.subprocess.Process, word: str, within: float = SLOW_SECONDS) -> None:
         """Wait until an agent said a word. Raises DemoError where it ended or took too long."""
         try:
             await asyncio.wait_for(self._event(process, word).wait(), within)
@@ -236,7 +244,7 @@ class Cast:
         assert stdin is not None
         stdin.write(json.dumps(order).encode() + b"\n")
 
-    async def pause(self, within: float = 20.0) -> None:
+    async def pause(self, within: float = SLOW_SECONDS) -> None:
         """No new workflows, and those under way to their end."""
         self._idle.clear()
         self.tell("coordinator", go=False)
@@ -255,7 +263,7 @@ class Cast:
         await self.heard(understudy, "ready")
         self.tell("coordinator", go=True)
 
-    async def succeed(self, name: str, understudy: asyncio.subprocess.Process, within: float = 10.0) -> None:
+    async def succeed(self, name: str, understudy: asyncio.subprocess.Process, within: float = SLOW_SECONDS) -> None:
         """An agent dies over its next piece of work; another of the same name takes its place."""
         await self.heard(understudy, "waiting")
         self.tell(name, die=True)
@@ -271,7 +279,7 @@ class Cast:
         """End every agent, and hear what it said last. Safe to call twice, and while agents are still starting."""
         await self._end(self._all)
         if self._listening:
-            await asyncio.wait(self._listening, timeout=5.0)
+            await asyncio.wait(self._listening, timeout=SLOW_SECONDS)
         self._log.close()
 
     async def _end(self, processes: Sequence[asyncio.subprocess.Process]) -> None:
@@ -281,7 +289,7 @@ class Cast:
         ends = [asyncio.ensure_future(process.wait()) for process in processes]
         if not ends:
             return
-        _, late = await asyncio.wait(ends, timeout=5.0)
+        _, late = await asyncio.wait(ends, timeout=ENDS_SECONDS)
         for process in processes:
             if late and process.returncode is None:
                 process.kill()
@@ -333,7 +341,7 @@ class Store:
         self._until(lambda: self._tell(port, "PING") is not None, f"valkey-server did not start; see {directory}/log")
 
     @staticmethod
-    def _until(is_so: Callable[[], bool], otherwise: str, within: float = 10.0) -> None:
+    def _until(is_so: Callable[[], bool], otherwise: str, within: float = SLOW_SECONDS) -> None:
         end = time.monotonic() + within
         while not is_so():
             if time.monotonic() > end:
@@ -346,7 +354,7 @@ class Store:
         import redis
 
         try:
-            with redis.Redis(port=port, socket_timeout=5.0) as client:
+            with redis.Redis(port=port, socket_timeout=30.0) as client:
                 return client.execute_command(*command)
         except redis.RedisError:
             return None
@@ -424,6 +432,11 @@ class Board:
                 figures.recent.append(record.at)
             else:
                 self.other += 1
+
+    def has_found(self, step: Step) -> bool:
+        """Whether what the step makes happen was found, or nothing has to be."""
+        self.take()
+        return step.finds is None or step.edge is None or (step.finds, step.edge) in self._seen
 
     def say(self, style: str, words: str, at: float | None = None) -> None:
         seconds = max(0.0, (time.time() if at is None else at) - self.started)
@@ -754,7 +767,7 @@ class SidecarThread:
         self.metrics = ""
         """URL of /metrics."""
 
-    def start(self, within: float = 30.0) -> None:
+    def start(self, within: float = SLOW_SECONDS) -> None:
         """Returns when it forwards. Raises what building and starting a Sidecar raise."""
         self._thread.start()
         self._sidecar = Sidecar(self._config, self._also)
@@ -770,7 +783,7 @@ class SidecarThread:
         if self._thread.is_alive():
             try:
                 if self._sidecar is not None:
-                    self._call(self._sidecar.stop(drain_seconds), drain_seconds + 20.0)
+                    self._call(self._sidecar.stop(drain_seconds), drain_seconds + SLOW_SECONDS)
             finally:
                 self._loop.call_soon_threadsafe(self._loop.stop)
                 self._thread.join(5.0)
@@ -818,8 +831,7 @@ class _Show:
 
 
 async def _follow(plan: Sequence[Step], cast: Cast, store: Store | None, board: Board, seconds: float) -> None:
-    """A plan, step by step, until its time is over and what was done had time to have its effect."""
-    over = board.started + seconds
+    """A plan, step by step: none before its time, nor before what the last one made happen was found."""
     loop = asyncio.get_running_loop()
 
     async def prepared(step: Step) -> asyncio.subprocess.Process | None:
@@ -832,27 +844,41 @@ async def _follow(plan: Sequence[Step], cast: Cast, store: Store | None, board: 
         await asyncio.sleep(max(0.0, board.started + step.at * seconds - time.time()))
         if understudy is not None and step.dies:
             await cast.succeed(step.agent, understudy)
-            over = max(over, time.time() + SETTLES_SECONDS)
         elif understudy is not None:
             await cast.replace(step.agent, understudy)
         elif step.cut_seconds:
             assert store is not None
             await loop.run_in_executor(None, store.cut)
         else:
-            cast.tell(step.agent, stall=step.stall_seconds)
-            over = max(over, time.time() + step.stall_seconds + 2.0)
+            cast.tell(step.agent, stall=step.stall_seconds, of=step.asked_by, again=step.again)
         board.say("bold", f"▸ {step.happens}")
-        if step.cut_seconds and store is not None and step.edge is not None:
-            reads = cast.tally[(*step.edge, "read")]
-            await asyncio.sleep(step.cut_seconds)
-            for _ in range(CUT_MORE):
-                if cast.tally[(*step.edge, "read")] >= reads + CUT_READS:
-                    break
-                await asyncio.sleep(0.1)
+        await asyncio.sleep(step.cut_seconds)
+        await _found_or_late(step, board)
+        if step.cut_seconds and store is not None:
             await loop.run_in_executor(None, store.mend)
-            over = max(over, time.time() + SETTLES_SECONDS)
         understudy = await prepared(plan[index]) if index < len(plan) else None
-    await asyncio.sleep(max(0.0, over - time.time()))
+    await asyncio.sleep(max(0.0, board.started + seconds - time.time()))
+
+
+async def _found_or_late(step: Step, board: Board) -> None:
+    """Until what the step makes happen was found: what comes next would end it, or come before it began."""
+    began, told = time.monotonic(), False
+    while not board.has_found(step) and (waited := time.monotonic() - began) < FOUND_SECONDS:
+        if waited > TOLD_SECONDS and not told:
+            told = True
+            board.say("dim", f"… waiting for {step.finds}, because {step.happens}")
+        await asyncio.sleep(0.1)
+
+
+async def _all_seen(cast: Cast, board: Board, within: float = ENDS_SECONDS) -> None:
+    """Until the sidecar saw the end of each hand-over: the last is answered after the report is published."""
+    end = time.monotonic() + within
+    while time.monotonic() < end:
+        board.take()
+        made = sum(count for (*_, what), count in cast.tally.items() if what == "handoff")
+        if made == sum(board.edges[edge].count for edge in EDGES):
+            return
+        await asyncio.sleep(0.1)
 
 
 async def _perform(
@@ -884,7 +910,7 @@ async def _perform(
                     board.say("bold", "▸ the plan is over; Ctrl-C ends the demo")
                     await _until_interrupted(loop)
                 await cast.pause()
-                await asyncio.sleep(0.3)  # the last hand-over is answered after the report is published
+                await _all_seen(cast, board)
             finally:
                 showing.cancel()
                 with contextlib.suppress(asyncio.CancelledError):
