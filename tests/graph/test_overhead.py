@@ -71,6 +71,15 @@ def test_several_under_one_key_are_joined_in_their_order() -> None:
     assert [(hop.id, hop.ingress, hop.between_ms) for hop in found] == [("0", "2", 10.0), ("1", "3", 40.0)]
 
 
+def test_a_span_that_an_agent_handed_on_stands_for_each_of_its_handoffs() -> None:
+    """b sends its caller's traceparent to c as it came; where only one end of each was seen, neither is left out."""
+    b, c = {"source": "a", "target": "b", **span(1)}, {"source": "b", "target": "c", **span(1)}
+    inner, outer = seen(1, "egress", 1.0, 20.0, **c), seen(2, "ingress", 0.9, 500.0, **b)
+    assert [(hop.id, hop.total_ms) for hop in hops([inner, outer])] == [("2", 500.0), ("1", 20.0)]
+    whole = [seen(0, "egress", 0.8, 510.0, **b), outer, inner, seen(3, "ingress", 1.0, 15.0, **c)]
+    assert [(hop.id, hop.ingress, hop.between_ms) for hop in hops(whole)] == [("0", "2", 10.0), ("1", "3", 5.0)]
+
+
 def test_a_workflow_by_hand() -> None:
     """a asks b, which asks c and d at once; d is what b waits for, on a host whose clock is an hour ahead."""
     hour = 3600.0

@@ -6,6 +6,7 @@ clock says. To order what several hosts saw, a target's clock is moved so that t
 middle of what the caller waited, as NTP does (RFC 5905, section 8): wrong by half the difference at most.
 """
 
+import itertools
 from collections import defaultdict
 from collections.abc import Hashable, Iterable, Sequence
 
@@ -91,9 +92,10 @@ class Workflow(msgspec.Struct, frozen=True, kw_only=True):
 def hops(events: Iterable[Event]) -> list[Hop]:
     """Events to handoffs, two ends joined where they can be told to be the same handoff.
 
-    Joined by trace and span id, which every request has on its own where a client or a route stamps `traceparent`; else
-    by workflow, task, attempt and both agents. Where a key stands for several, they are joined in their order if as
-    many left as arrived, and not at all if not. Linear in the events, but for sorting.
+    Joined by trace and span id, which every request has on its own where a client or a route stamps `traceparent`, and
+    by target too where an agent handed its caller's on as it came; else by workflow, task, attempt and both agents.
+    Where a key stands for several, they are joined in their order if as many left as arrived, and not at all if not.
+    Linear in the events, but for sorting.
     """
     ends: dict[Hashable, tuple[list[Event], list[Event]]] = defaultdict(lambda: ([], []))
     found: list[Hop] = []
@@ -105,7 +107,7 @@ def hops(events: Iterable[Event]) -> list[Hop]:
             found.append(_alone(event))
         else:
             ends[key][event.side == "ingress"].append(event)
-    for left, arrived in ends.values():
+    for left, arrived in itertools.chain.from_iterable(map(_apart, ends.values())):
         left.sort(key=_order)
         arrived.sort(key=_order)
         if len(left) == len(arrived) and all(map(_fits, left, arrived)):
@@ -114,6 +116,18 @@ def hops(events: Iterable[Event]) -> list[Hop]:
             found += map(_alone, left or arrived)
     found.sort(key=lambda hop: (hop.at, hop.id))
     return found
+
+
+def _apart(ends: tuple[list[Event], list[Event]]) -> Iterable[tuple[list[Event], list[Event]]]:
+    """The ends under one key, target by target where one of them was the sender of another."""
+    events = [*ends[0], *ends[1]]
+    targets = {event.target for event in events}
+    if len(targets) == 1 or not any(event.source is not None and event.source in targets for event in events):
+        return (ends,)
+    by_target: dict[str | None, tuple[list[Event], list[Event]]] = defaultdict(lambda: ([], []))
+    for event in events:
+        by_target[event.target][event.side == "ingress"].append(event)
+    return by_target.values()
 
 
 def _order(event: Event) -> tuple[float, str]:
