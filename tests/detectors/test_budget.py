@@ -282,3 +282,10 @@ def test_a_reply_at_the_very_deadline_is_in_time_whatever_the_float(build) -> No
         at = 1_790_000_000 + micro / 1e6
         deadline, duration = round(at + 0.3, 6), 300.0
         assert not build("budget.exceeded").observe(call(at=at, deadline=deadline, duration_ms=duration)).findings
+
+
+def test_a_long_time_is_told_in_days(build) -> None:
+    """A deadline in another year is a slip of the sender's clock, and no number of hours in powers of ten."""
+    pipeline = build("budget.exceeded")
+    (found,) = pipeline.observe(call(at=217_563_000.0, deadline=0.0)).findings
+    assert found.message == "handoff from a to b began 2,518 days after its own deadline"

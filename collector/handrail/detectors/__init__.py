@@ -105,12 +105,14 @@ def instant(at: float) -> str:
 
 
 def lasting(span: float) -> str:
-    """Seconds as a person reads them: `350 ms`, `12 s`, `5 min`, `2.5 h`."""
+    """Seconds as a person reads them: `350 ms`, `12 s`, `5 min`, `2.5 h`, `30 days`."""
     if span < 1:
         return f"{span * 1000:.3g} ms"
     if span < 120:
         return f"{span:.3g} s"
-    return f"{span / 60:.3g} min" if span < 7200 else f"{span / 3600:.3g} h"
+    if span < 172_800:
+        return f"{span / 60:.3g} min" if span < 7200 else f"{span / 3600:.3g} h"
+    return f"{span / 86_400:,.0f} days"
 
 
 def between(event: Event) -> str:
