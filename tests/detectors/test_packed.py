@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from handrail.detectors.packed import has_last, pushed, quoted, unpacked, unquoted, value_of, without
+from handrail.detectors.packed import pushed, quoted, unpacked, unquoted, value_of, without
 from handrail.event import Event, Finding, digest_of
 from handrail.pipeline import Pipeline
 
@@ -30,10 +30,10 @@ def test_quoted_names_are_told_apart_and_come_back(one: str, other: str) -> None
 def test_the_last_items_are_kept_as_a_list_would(items: list[str], most: int, last: str) -> None:
     """Pushing and unpacking is a list that keeps its end."""
     packed = ""
-    for item in items:
-        packed = pushed(packed, quoted(item), most)
+    for number, item in enumerate(items):
+        packed = pushed(packed, "\0" + quoted(item), is_full=number >= most)
     assert unpacked(packed) == items[-most:]
-    assert has_last(packed, quoted(last)) == (items[-1:] == [last])
+    assert packed.endswith("\0" + quoted(last)) == (items[-1:] == [last])
 
 
 @given(steps=st.lists(st.tuples(names, names | st.none()), max_size=12), key=names)

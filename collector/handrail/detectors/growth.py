@@ -10,7 +10,7 @@ import msgspec
 
 from handrail.config import parse_yaml
 from handrail.detectors import NOTHING, Rule, Sight, finding
-from handrail.detectors.packed import has_last, pushed, quoted, unpacked, unquoted, value_of, without
+from handrail.detectors.packed import pushed, quoted, unpacked, unquoted, value_of, without
 from handrail.detectors.params import GrowthParams
 from handrail.event import Event, Finding, canonical
 from handrail.schema.registry import Matcher, Registry, matcher
@@ -28,10 +28,10 @@ class _Series:
 
     __slots__ = ("counts", "ids", "told")
 
-    def __init__(self, tokens: int, id: str) -> None:
+    def __init__(self, tokens: int, ids: str) -> None:
         self.counts: tuple[int, ...] = (tokens,)
         """Tokens of each."""
-        self.ids = "\0" + id
+        self.ids = ids
         """Packed."""
         self.told = ""
 
@@ -181,7 +181,7 @@ class ContextGrowth:
         named = (model_of(event.reply) if is_call else None) or model_of(event.payload) or self._known_model(event)
         if named is not None and source is not None:
             _name(workflow, quoted(source), quoted(named))
-        event_id = quoted(event.id)
+        event_id = "\0" + quoted(event.id)
         found: tuple[Finding, ...] = NOTHING
         receiver = f"model of {source}" if is_call else target
         if receiver is not None:
@@ -218,8 +218,8 @@ class ContextGrowth:
         if len(chain.counts) == 1 and chain.counts[0] < self._smallest:
             workflow.ones += f"{receiver}\1{chain.counts[0]} {chain.ids[1:]}\0"
             return
-        series = _Series(0, "")
-        series.counts, series.ids = chain.counts, chain.ids
+        series = _Series(0, chain.ids)
+        series.counts = chain.counts
         if workflow.series is None:
             workflow.series = {}
         workflow.series[receiver] = series
@@ -235,14 +235,14 @@ class ContextGrowth:
                     return None
                 workflow.names += 1
                 if tokens < self._smallest:
-                    workflow.ones += f"{receiver}\1{tokens} {event_id}\0"
+                    workflow.ones += f"{receiver}\1{tokens} {event_id[1:]}\0"
                     return None
                 series = _Series(tokens, event_id)
             else:
                 before, _, first_id = first.partition(" ")
-                if first_id == event_id:
+                series = _Series(int(before), "\0" + first_id)
+                if series.ids == event_id:
                     return None
-                series = _Series(int(before), first_id)
                 workflow.ones = without(workflow.ones, receiver, first)
                 self._counted(series, tokens, event_id)
             if several is None:
@@ -252,12 +252,13 @@ class ContextGrowth:
         return series if self._counted(series, tokens, event_id) else None
 
     def _counted(self, series: _Series, tokens: int, event_id: str) -> bool:
-        """Adds a hop; False where it was the last one already."""
-        if has_last(series.ids, event_id):
+        """Adds a hop, whose id is ready to be pushed; False where it was the last one already."""
+        ids, counts = series.ids, series.counts
+        if ids.endswith(event_id):
             return False
-        over_hops, counts = self._over_hops, series.counts
-        series.counts = (*counts, tokens) if len(counts) < over_hops else (*counts[1:], tokens)
-        series.ids = pushed(series.ids, event_id, over_hops)
+        is_full = len(counts) >= self._over_hops
+        series.counts = (counts[1:] if is_full else counts) + (tokens,)
+        series.ids = pushed(ids, event_id, is_full=is_full)
         return True
 
     def _judged(
@@ -362,12 +363,12 @@ class ContextGrowth:
 def _name(workflow: _Workflow, agent: str, model: str) -> None:
     """Remembers the model that an agent names as its own, both quoted."""
     models = workflow.models
-    pair = f"{agent}\1{model}\0"
-    if "\0" + pair in models:
+    pair = f"\0{agent}\1{model}\0"
+    if pair in models:
         return
     if models.count("\1") >= _SERIES:
         return
     known = value_of(models, agent)
     if known is not None:
         models = without(models, agent, known)
-    workflow.models = models + pair
+    workflow.models = models + pair[1:]

@@ -276,7 +276,7 @@ class HandoffLoop:
             elif back and _was_asked(workflow, source):
                 closes = (target, source)
             else:
-                path = (*path, intern(source))
+                path = path + (intern(source),)  # noqa: RUF005 - a third of the time, compiled
         if unanswered:
             self._close(workflow, event, closes, found, unanswered=True)
             closes = ()
@@ -286,7 +286,7 @@ class HandoffLoop:
             closes = closes or path[at:]
             path = path[: at + 1]
         else:
-            path = (*path, intern(target))
+            path = path + (intern(target),)  # noqa: RUF005
             closes = ()
         workflow.path = path if len(path) <= _PATH else path[-_PATH:]
         if spoken and workflow.ways < _SEEN:
@@ -327,8 +327,8 @@ class HandoffLoop:
             workflow.moved = True
         if event.state_version is not None:
             self._progress(workflow, event)
+        workflow.ids = pushed(workflow.ids, "\0" + quoted(event.id), is_full=workflow.hops >= _IDS)
         workflow.hops += 1
-        workflow.ids = pushed(workflow.ids, quoted(event.id), _IDS)
         heard = workflow.heard
         if new is not None:
             if heard is None:
@@ -515,9 +515,9 @@ def _was_handed(workflow: _Workflow, source: str, target: str) -> bool:
 
 def _hand(workflow: _Workflow, source: str, target: str) -> None:
     """Remembers that this one handed over to that one."""
-    way = f"{quoted(source)}\1{quoted(target)}\0"
-    if "\0" + way not in workflow.pairs:
-        workflow.pairs += way
+    way = f"\0{quoted(source)}\1{quoted(target)}\0"
+    if way not in workflow.pairs:
+        workflow.pairs += way[1:]
         workflow.ways += 1
 
 

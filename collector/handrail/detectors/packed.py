@@ -8,9 +8,9 @@ item quoted, so that whatever a name holds, it comes out as it went in. Pairs ar
 
 def quoted(text: str) -> str:
     """Without U+0000 and U+0001, and different for different texts; most texts as they are."""
-    if text.isprintable():
-        return text
-    return text.replace("\2", "\2c").replace("\1", "\2b").replace("\0", "\2a")
+    if "\0" in text or "\1" in text or "\2" in text:
+        return text.replace("\2", "\2c").replace("\1", "\2b").replace("\0", "\2a")
+    return text
 
 
 def unquoted(text: str) -> str:
@@ -18,22 +18,17 @@ def unquoted(text: str) -> str:
     return text.replace("\2a", "\0").replace("\2b", "\1").replace("\2c", "\2")
 
 
-def pushed(items: str, item: str, most: int) -> str:
-    """With one more item, which is quoted already, at its end; without the first where they were `most`."""
-    if items.count("\0") < most:
-        return items + "\0" + item
-    after = items.find("\0", 1)
-    return (items[after:] if after > 0 else "") + "\0" + item
+def pushed(items: str, item: str, *, is_full: bool) -> str:
+    """With one more item, `\\0` and what is quoted, at its end; without the first one where it is full."""
+    if is_full:
+        after = items.find("\0", 1)
+        return items[after:] + item if after > 0 else item
+    return items + item
 
 
 def unpacked(items: str) -> list[str]:
     """The items, unquoted, in the order in which they were pushed."""
     return [unquoted(item) for item in items.split("\0")[1:]]
-
-
-def has_last(items: str, item: str) -> bool:
-    """Whether this one, quoted already, was pushed last."""
-    return items.endswith("\0" + item)
 
 
 def value_of(pairs: str, key: str) -> str | None:
