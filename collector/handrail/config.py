@@ -400,7 +400,9 @@ class ClickHouseConfig(_Config, frozen=True):
     """`chdb:///dir` (embedded), `clickhouse://user@host:8123/db` or `http(s)://…`; none: nothing is recorded."""
     database: str = "handrail"
     batch_rows: int = 5_000
-    batch_bytes: int = 4_194_304
+    batch_bytes: int = 1_048_576
+    """A batch is sent when it has so many rows or bytes, or is so old. About 1,500 events; four times as many would be
+    fewer inserts for ClickHouse and 7 MB more memory here."""
     batch_seconds: float = 5.0
     queue_rows: int = 100_000
     queue_bytes: int = 33_554_432
