@@ -200,6 +200,10 @@ def test_two_agents_on_queues_that_wait_for_each_other(queues) -> None:
     ((told, found),) = seen.found
     assert sorted(found.evidence["cycle"]) == ["a", "b"]
     assert {wait["via"] for wait in found.evidence["waits"]} == {"queue"}
+    assert sorted(wait["holds"][0].partition("/")[2] for wait in found.evidence["waits"]) == [
+        "to-a, which a reads",
+        "to-b, which b reads",
+    ]
     assert told - found.at < 1.5
     with redis.Redis(port=ports["a"]) as client:
         client.rpush("to-b", "x")

@@ -44,6 +44,8 @@ EVENTS = [
     seen(5, "egress", 2.0, 500.0, "a", "c"),
     seen(6, "egress", 3.0, 10.0, "a", "b", workflow="w2", trace_id="t", span_id="2"),
     seen(7, "ingress", 4.0, 90.0, "a", "b", workflow="w2", trace_id="t", span_id="2"),  # longer than its caller waited
+    seen(8, "ingress", 10.0, 500.0, "d", "e", workflow="w3", trace_id="t", span_id="3"),
+    seen(9, "egress", 10.1, 20.0, "e", "f", workflow="w3", trace_id="t", span_id="3"),  # e handed its caller's span on
 ]
 
 
@@ -103,7 +105,8 @@ def test_edges_say_what_lies_between_two_agents(data: ReportData) -> None:
 
 
 def test_the_views_say_what_the_report_says(filled: Database, data: ReportData) -> None:
-    """Edge by edge and workflow by workflow."""
+    """Edge by edge and workflow by workflow, the one included in which a span was handed on."""
+    assert {flow.workflow: flow.handoffs for flow in data.longest} == {"w1": 3, "w2": 1, "w3": 2}
     edges = filled.rows("SELECT * FROM handrail.edge_overhead WHERE joined_count > 0")
     assert {(row["source"], row["target"], float(row["between_p50_ms"])) for row in edges} == {
         (line.source, line.target, line.between_p50_ms) for line in data.overheads
@@ -122,7 +125,7 @@ def test_the_views_say_what_the_report_says(filled: Database, data: ReportData) 
 def test_the_report_prints_both(data: ReportData) -> None:
     """As tables and as JSON lines with their type."""
     lines = [json.loads(line) for line in json_lines(data)]
-    assert [line["type"] for line in lines].count("coordination") == 2
+    assert [line["type"] for line in lines].count("coordination") == 3
     assert [line["type"] for line in lines].count("overhead") == 2
     flow = next(line for line in lines if line["type"] == "coordination")
     assert flow["path"][1]["target"] == "c"

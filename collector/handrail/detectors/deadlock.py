@@ -634,9 +634,14 @@ class WaitDeadlock:
 
     def _shown(self, flow: _Flow, wait: Wait, following: str) -> dict[str, Any]:
         holds = [
-            f"task {each.task or 'unnamed'} of {each.source}"
+            f"task {each.task} of {each.source}" if each.task else f"a task of {each.source}"
             for each in flow.graph.on(wait.source)
             if each.via in ("call", "wait")
+        ]
+        holds += [
+            f"the next message of {each.store}/{each.key}, which {each.source} reads"
+            for each in flow.graph.on(wait.source)
+            if each.via == "queue"
         ]
         holds += [
             f"lock {store}/{key}"
