@@ -54,6 +54,17 @@ def test_what_was_not_declared_is_told(build, source: str, target: str, what: st
     assert [found.evidence["what"] for found in pipeline.observe(call(source, target)).findings] == [what] * bool(what)
 
 
+def test_an_agent_that_was_drawn_in_is_not_outside(build) -> None:
+    """Nobody declared x, yet it got work from b: that it hands on to an agent of the plan is told as well."""
+    pipeline = build("graph.cycle")
+    pipeline.observe(plan())
+    assert not pipeline.observe(call("x", "c", 1)).findings
+    assert pipeline.observe(call("b", "x", 2)).findings
+    assert not pipeline.observe(call("x", "y", 3)).findings
+    (found,) = pipeline.observe(call("x", "c", 4)).findings
+    assert (found.evidence["what"], found.evidence["edge"]) == ("undeclared_edge", ["x", "c"])
+
+
 def test_models_and_tools_are_not_agents(build) -> None:
     """Unless the plan names them."""
     pipeline = build("graph.cycle")

@@ -72,7 +72,9 @@ class GraphCycle:
         if source is None or target is None or source == target:
             return NOTHING
         plan = self._plans.get(event.workflow) or self._plans.get(None)
-        if plan is None or source not in plan.agents or plan.allows(source, target):
+        if plan is None or plan.allows(source, target):
+            return NOTHING
+        if source not in plan.agents and not (target in plan.agents and self._was_drawn_in(event.workflow, source)):
             return NOTHING
         if target not in plan.agents and event.protocol in self._params.except_protocols:
             return NOTHING
@@ -112,6 +114,10 @@ class GraphCycle:
             for part in report.check(plan).components
             if part.deadlock
         )
+
+    def _was_drawn_in(self, workflow: str | None, agent: str) -> bool:
+        """Whether one whom the plan does not know got work over an edge that was told: it is no caller from outside."""
+        return any(target == agent for _, target in self._told.get(workflow, ()))
 
     def _undeclared(self, event: Event, plan: _Declared, source: str, target: str) -> Iterable[Finding]:
         told = self._told.get(event.workflow)
