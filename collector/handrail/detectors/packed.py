@@ -8,9 +8,9 @@ item quoted, so that whatever a name holds, it comes out as it went in. Pairs ar
 
 def quoted(text: str) -> str:
     """Without U+0000 and U+0001, and different for different texts; most texts as they are."""
-    if "\0" in text or "\1" in text or "\2" in text:
-        return text.replace("\2", "\2c").replace("\1", "\2b").replace("\0", "\2a")
-    return text
+    if text.isprintable():  # one look at a name in place of three
+        return text
+    return text.replace("\2", "\2c").replace("\1", "\2b").replace("\0", "\2a")
 
 
 def unquoted(text: str) -> str:
