@@ -1,7 +1,7 @@
 """`python tests/bench/detectors.py`: what all built-in detectors together cost on one core, and what they remember.
 
 Handoffs of 4 KB between thirteen agents, parsed and with their digest as the pipeline gets them: twelve of each
-workflow, a new text in each. Their instants are as far apart as the rate that is asked for, because some rules compare
+workflow, a new text in each, and a registered schema that each is validated by. Their instants are as far apart as the rate that is asked for, because some rules compare
 so many texts in a second and no more. First every rule as it ships at 50,000 a second; then with every text compared,
 that of `output.duplicate` included, at 5,000 a second. Events come in eights, as the sidecar shows them to the pipeline
 under load; a second line says what they cost one at a time. Then each detector alone (`--each`), and the memory of
@@ -38,11 +38,55 @@ WORDS = tuple(
 )
 
 
+STEPS = 12
+_TEXTS = {"type": "array", "items": {"type": "string"}}
+SCHEMA: dict[str, Any] = {
+    "$schema": "https://json-schema.org/draft/2020-12/schema",
+    "type": "object",
+    "required": ["task_id", "source_agent", "target_agent", "status", "output", "context", "metadata"],
+    "additionalProperties": False,
+    "properties": {
+        "task_id": {"type": "string", "minLength": 1, "maxLength": 128},
+        "source_agent": {"type": "string", "pattern": "^[a-z][a-z0-9_-]*$"},
+        "target_agent": {"type": "string", "pattern": "^[a-z][a-z0-9_-]*$"},
+        "status": {"enum": ["completed", "partial", "failed"]},
+        "output": {
+            "type": "object",
+            "required": ["summary"],
+            "properties": {
+                "summary": {"type": "string", "minLength": 1},
+                "confidence": {"type": "number", "minimum": 0, "maximum": 1},
+                "artifacts": {"type": "array", "items": {"type": "object", "required": ["id", "size"]}},
+                "rows": {"type": "array", "items": {"type": "object", "required": ["id", "uri", "size"]}},
+            },
+        },
+        "context": {
+            "type": "object",
+            "required": ["original_goal", "constraints", "decisions_made"],
+            "properties": {"original_goal": {"type": "string"}, "constraints": _TEXTS, "decisions_made": _TEXTS},
+        },
+        "metadata": {"type": "object", "properties": {"token_count": {"type": "integer", "minimum": 0}}},
+    },
+}
+
+
+def registry() -> Registry:
+    """The schema of every edge of the chain."""
+    filled = Registry()
+    raw = json.dumps(SCHEMA).encode()
+    problems = filled.load({f"agent-{step}.agent-{step + 1}/1.json": raw for step in range(STEPS)})
+    assert problems == []
+    return filled
+
+
+REGISTRY = registry()
+
+
 def text(chance: random.Random, words: int) -> str:
     return " ".join(chance.choices(WORDS, k=words))
 
 
-def handoffs(count: int, per_second: float, *, steps: int = 12, seed: int = 1) -> list[Event]:
+def handoffs(count: int, per_second: float, *, steps: int = STEPS, seed: int = 1) -> list[Event]:
     """Envelopes of 4 KB along chains of agents."""
     chance = random.Random(seed)
     made: list[Event] = []
@@ -127,12 +171,12 @@ def watches(changes: Mapping[str, Mapping[str, Any]]) -> tuple[Watch, ...]:
             for config in pack.rules
         )
         changed.append(msgspec.structs.replace(pack, rules=configs))
-    return rules.watches(changed, Registry())
+    return rules.watches(changed, REGISTRY)
 
 
 def rate(found: Sequence[Watch], events: Sequence[Event], together: int = TOGETHER) -> float:
     """Events a second through a pipeline with these rules: the first decile of slices that are warm."""
-    pipeline = Pipeline(found, Registry())
+    pipeline = Pipeline(found, REGISTRY)
     slices = []
     gc.collect()
     gc.freeze()
@@ -205,7 +249,7 @@ def main() -> int:
         del events
         gc.collect()
         before = resident()
-        pipeline = Pipeline(watches({}), Registry())
+        pipeline = Pipeline(watches({}), REGISTRY)
         for number, event in enumerate(handoffs(1_000, PLAIN_BAR, steps=1)):
             for copy in range(options.workflows // 1_000):
                 name = f"{number}-{copy}"
