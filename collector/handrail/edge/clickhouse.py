@@ -285,8 +285,10 @@ class ClickHouseSink:
             self._metrics.dropped("shutdown", False, self._rows)
             log.warning("%d rows for ClickHouse were given up at shutdown", self._rows)
         if self._worker is not None:
+            embedded = target_of(self._config.dsn or "", self._config.database).scheme == "chdb"
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._worker.call(self._disconnect), 1.0)
+                limit = EMBEDDED_CLOSE_SECONDS if embedded else CLOSE_SECONDS
+                await asyncio.wait_for(self._worker.call(self._disconnect), limit)
             self._worker.stop()
         self.state = "closed"
 
@@ -411,6 +413,12 @@ class ClickHouseSink:
             return
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._closing.wait(), seconds)
+
+
+CLOSE_SECONDS = 1.0
+EMBEDDED_CLOSE_SECONDS = 60.0
+"""A process that exits while its embedded engine is open, or still opens, can die of SIGSEGV (chdb-core issue 177).
+That engine is waited for, however busy the machine is. It cannot hang as a server can."""
 
 
 class _Thread:

@@ -12,8 +12,10 @@ that this process holds.
 import asyncio
 import contextlib
 import importlib.util
+import itertools
 import json
 import logging
+import os
 import signal
 import socket
 import subprocess
@@ -703,22 +705,41 @@ def examples(name: str = "pipeline") -> Path:
 
 
 def _free_ports(count: int) -> list[int]:
-    with contextlib.ExitStack() as held:
-        probes = [held.enter_context(socket.socket()) for _ in range(count)]
-        for probe in probes:
-            probe.bind(("127.0.0.1", 0))
-        return [probe.getsockname()[1] for probe in probes]
+    """Below those that the kernel gives to connections: such a one might be taken before the agent is there.
+
+    Each process begins somewhere else, and goes on where it was: nobody is given a port twice.
+    """
+    found: list[int] = []
+    for number in itertools.islice(_ports, 12_000):
+        port = 20_000 + number % 12_000
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            found.append(port)
+        if len(found) == count:
+            return found
+    raise DemoError(f"{count} free ports between 20000 and 32000 are needed")
+
+
+_ports = itertools.count(os.getpid() * 7919)
 
 
 def _admin_port() -> int:
-    """Handrail's usual port where it is free."""
+    """Handrail's usual port where it is free, and no other demo is on its way to it."""
+    claim = socket.socket(socket.AF_UNIX)  # the kernel lets go of the name when this process ends
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
+            if sys.platform == "linux":
+                claim.bind("\0handrail-demo-9464")
             probe.bind(("127.0.0.1", 9464))
         except OSError:
+            claim.close()
             return _free_ports(1)[0]
-        return 9464
+    _claims.append(claim)
+    return 9464
+
+
+_claims: list[socket.socket] = []
 
 
 def configuration(
@@ -771,7 +792,10 @@ class SidecarThread:
         """Returns when it forwards. Raises what building and starting a Sidecar raise."""
         self._thread.start()
         self._sidecar = Sidecar(self._config, self._also)
-        self._call(self._sidecar.start(), within)
+        try:
+            self._call(self._sidecar.start(), within)
+        except OSError as error:
+            raise DemoError(f"the sidecar could not start: {error.strerror or error}; try again") from None
         assert self._sidecar.admin_address is not None
         host, port = self._sidecar.admin_address
         self.metrics = f"http://{host}:{port}/metrics"
