@@ -508,14 +508,27 @@ def _has_asked(workflow: _Workflow, agent: str) -> bool:
     return f"\0{quoted(agent)}\1" in workflow.pairs
 
 
+_ways: Final[dict[tuple[str, str], str]] = {}
+
+
+def _way(source: str, target: str) -> str:
+    """A pair of agents as it stands in `pairs`. There are few pairs, so each is quoted once."""
+    way = _ways.get((source, target))
+    if way is None:
+        if len(_ways) >= 1_024:
+            _ways.clear()
+        way = _ways[source, target] = f"\0{quoted(source)}\1{quoted(target)}\0"
+    return way
+
+
 def _was_handed(workflow: _Workflow, source: str, target: str) -> bool:
     """Whether this one was seen to hand over to that one."""
-    return f"\0{quoted(source)}\1{quoted(target)}\0" in workflow.pairs
+    return _way(source, target) in workflow.pairs
 
 
 def _hand(workflow: _Workflow, source: str, target: str) -> None:
     """Remembers that this one handed over to that one."""
-    way = f"\0{quoted(source)}\1{quoted(target)}\0"
+    way = _way(source, target)
     if way not in workflow.pairs:
         workflow.pairs += way[1:]
         workflow.ways += 1
