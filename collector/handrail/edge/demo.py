@@ -111,7 +111,7 @@ PLAN = (
     Step(
         at=0.65,
         agent="writer",
-        stall_seconds=1.0,
+        stall_seconds=2.5,  # longer than the reply to a caller that went away is waited for: only the retry is over
         asked_by="analyst",
         again=True,
         happens="the writer stalls, is asked again, writes twice",
