@@ -588,6 +588,40 @@ source.close()
     assert done.stdout.strip() == "[{'n': 99, 'ids': 99}]", done.stderr
 
 
+def test_the_embedded_engine_is_closed_before_the_process_ends(tmp_path: Path) -> None:
+    """However slow it opens, and though nothing waits to be written: an exit with it half open can be a SIGSEGV."""
+    program = """
+import asyncio, sys, time
+from handrail.config import ClickHouseConfig
+from handrail.edge.clickhouse import ClickHouseSink
+from handrail.edge.metrics import Metrics
+
+opened, closed = [], []
+
+class Slow(ClickHouseSink):
+    def _connect(self):
+        time.sleep(1.5)  # as on a busy machine
+        opened.append(super()._connect())
+        return opened[-1]
+
+    def _disconnect(self):
+        super()._disconnect()
+        closed.append(True)
+
+async def main():
+    sink = Slow(ClickHouseConfig(dsn=sys.argv[1]), Metrics(), payloads=False)
+    await sink.start()
+    await asyncio.sleep(0)  # its task asks for the connection
+    await sink.close(0.01)
+    print(len(opened), len(closed))
+
+asyncio.run(main())
+"""
+    command = [sys.executable, "-c", program, f"chdb://{tmp_path}/db"]
+    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=50)
+    assert (done.returncode, done.stdout.strip()) == (0, "1 1"), done.stderr
+
+
 def test_an_embedded_database_that_another_process_holds_is_busy(tmp_path: Path) -> None:
     """One process at a time has it; the rows of the other wait."""
     holder = Server(tmp_path / "db")
