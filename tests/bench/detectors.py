@@ -1,13 +1,13 @@
 """`python tests/bench/detectors.py`: what all built-in detectors together cost on one core, and what they remember.
 
 Handoffs of 4 KB between thirteen agents, parsed and with their digest as the pipeline gets them: twelve of each
-workflow, a new text in each, and a registered schema that each is validated by. Their instants are as far apart as the
-rate that is asked for, because some rules compare so many texts in a second and no more. First every rule as it ships at
-50,000 a second; then with every text compared, that of `output.duplicate` included, at 5,000 a second. Events come in
-eights, as the sidecar shows them to the pipeline under load; a second line says what they cost one at a time. Then each
-detector alone (`--each`), and the memory of 100,000 live workflows. Processor time, not time on the wall. The first half
-warms up, in which payloads are learned; of the rest the first decile of slices is told, because what else the machine
-does only ever makes a slice slower.
+workflow, a new text in each, and a registered schema that each is validated by. Their instants are as far apart as
+the rate that is asked for, because some rules compare so many texts in a second and no more. First every rule as it
+ships at 50,000 a second; then with every text compared, that of `output.duplicate` included, at 5,000 a second.
+Events come in eights, as the sidecar shows them to the pipeline under load; a second line says what they cost one at
+a time. Then each detector alone (`--each`), and the memory of 100,000 live workflows. Processor time, not time on the
+wall. The first half warms up, in which payloads are learned; of the rest the first decile of slices is told, because
+what else the machine does only ever makes a slice slower.
 """
 
 import argparse

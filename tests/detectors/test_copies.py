@@ -51,6 +51,15 @@ def test_an_output_written_twice(build, first: dict[str, Any], second: dict[str,
     assert one.evidence["gap_seconds"] == 9.0
 
 
+def test_announcements_are_in_the_order_in_which_they_were_over(build) -> None:
+    """One that the bus took two seconds to acknowledge is the repeat, whichever of the two is seen first."""
+    slow = event("publish", "slow", 0.0, duration_ms=2000.0)
+    quick = event("publish", "quick", 0.5, duration_ms=0.0)
+    for seen in ((quick, slow), (slow, quick)):
+        (one,) = found(build, *seen)
+        assert (one.events, one.evidence["gap_seconds"]) == (("quick", "slow"), 1.5)
+
+
 @pytest.mark.parametrize(
     ("first", "second"),
     [

@@ -5,8 +5,8 @@ The part of `output.duplicate` that compares facts of several connections, and s
 
 from array import array
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
-from typing import Any, Literal
+from collections.abc import Callable, Iterable
+from typing import Any, Final, Literal, NamedTuple
 
 import msgspec
 
@@ -14,15 +14,15 @@ from handrail.detectors.sighting import ACKNOWLEDGED, Hold, ended, is_output, re
 from handrail.detectors.similarity import Phrases, phrases_of, text_of
 from handrail.event import Event, digest_of
 
-_KINDS = frozenset({"write", "publish", "deliver"})
-_TASKS = 32
+_KINDS: Final = frozenset({"write", "publish", "deliver"})
+_TASKS: Final = 32
 """Tasks remembered for one content, and texts remembered for one workflow."""
 
-_MARGIN = 0.35
+_MARGIN: Final = 0.35
 """How far likeness by samples may be from likeness by MinHashes: seven standard deviations of the first."""
-_CODES = 2_048
+_CODES: Final = 2_048
 """Phrases of a text of which its MinHash may be made later; 4 bytes each."""
-_MIN_BYTES = 32
+_MIN_BYTES: Final = 32
 """Content shorter than this (`ok`, `{}`) is the same in many tasks without being copied."""
 
 Reason = Literal["same_task", "same_content", "similar"]
@@ -30,7 +30,7 @@ Sketch = Callable[[Any, str | None], Any]
 """A payload and its digest to what it is compared by, None for one without words."""
 
 
-class Copy(msgspec.Struct, frozen=True):
+class Copy(NamedTuple):
     """An output that repeats another."""
 
     first: Event
@@ -39,7 +39,7 @@ class Copy(msgspec.Struct, frozen=True):
     similarity: float | None = None
 
 
-class _Fact(msgspec.Struct, frozen=True, gc=False):
+class _Fact(NamedTuple):
     event: Event
     counts: bool
     """Whether it is an output or its announcement, and not a read or a sign of progress."""
@@ -48,14 +48,15 @@ class _Fact(msgspec.Struct, frozen=True, gc=False):
     """Digest of what is the same under another task, where it is copied."""
 
 
-class _Place(msgspec.Struct):
+class _Place:
     """Where an output of a task lies, or on what subject it was announced."""
 
-    first: Event
-    last: Event
-    sketch: Any = None
-    read_by: set[str | None] = msgspec.field(default_factory=set)
-    """Who read the key since the last write."""
+    __slots__ = ("first", "last", "read_by", "sketch")
+
+    def __init__(self, first: Event, last: Event, sketch: Any = None) -> None:
+        self.first, self.last, self.sketch = first, last, sketch
+        self.read_by: set[str | None] = set()
+        """Who read the key since the last write."""
 
 
 _Name = tuple[str | None, ...]
@@ -79,56 +80,61 @@ class Copies:
         self._texts: OrderedDict[str | None, list[tuple[Event, Any]]] = OrderedDict()
         self._sketch = None if similarity is None else _sketcher()
 
-    def add(self, event: Event) -> Iterator[Copy]:
+    def add(self, event: Event) -> list[Copy]:
         """Take in an event; what is past the bound of what may be held is judged at once."""
         kind, sketch = event.kind, None
         if event.outcome not in ACKNOWLEDGED or event.task is None:
-            return
+            return []
         if event.workflow is None and event.source is None and event.store is None:
-            return  # it could be anybody's
+            return []  # it could be anybody's
+        # Whatever took time is known only when it is over, and is held from then on. A read has seen what was there
+        # when it began.
+        when = event.at if kind == "read" else ended(event)
         if kind == "read":
-            counts, when = False, event.at
+            counts = False
         elif kind == "write":
-            counts, when = event.outcome != "accepted" and is_output(event), ended(event)
+            counts = event.outcome != "accepted" and is_output(event)
         elif kind in _KINDS:
-            counts, when = says_complete(event), event.at
+            counts = says_complete(event)
         elif self._sketch is not None:
-            counts, when = True, event.at
+            counts = True
         else:
-            return
+            return []
         if counts and self._sketch is not None and event.payload is not None:
             sketch = self._sketch(event.payload, event.digest)
         content = _content_of(event) if counts else None
         if event.payload is not None or event.reply is not None:
             event = msgspec.structs.replace(event, payload=None, reply=None)
         self._hold.add(when, event.id, _Fact(event, counts, sketch, content), kind == "write")
-        for _, fact in self._hold.excess():
-            yield from self._see(fact)
+        return self._seen(self._hold.excess())
 
-    def advance(self, now: float) -> Iterator[Copy]:
-        for _, fact in self._hold.due(now):
-            yield from self._see(fact)
+    def advance(self, now: float) -> list[Copy]:
+        return self._seen(self._hold.due(now))
 
-    def close(self) -> Iterator[Copy]:
-        for _, fact in self._hold.rest():
-            yield from self._see(fact)
+    def close(self) -> list[Copy]:
+        return self._seen(self._hold.rest())
 
-    def _see(self, fact: _Fact) -> Iterator[Copy]:
+    def _seen(self, held: Iterable[tuple[float, _Fact]]) -> list[Copy]:
+        found = []
+        for _, fact in held:
+            copy = self._see(fact)
+            if copy is not None:
+                found.append(copy)
+        return found
+
+    def _see(self, fact: _Fact) -> Copy | None:
         event = fact.event
         if event.kind == "read":
             place = self._places.get(_write_place(event))
             if place is not None and event.at >= ended(place.last):
                 place.read_by.add(reader_of(event))
-            return
+            return None
         if not fact.counts:
-            return
+            return None
         copy = self._again(event, fact.sketch) if event.kind in _KINDS else None
         elsewhere = self._elsewhere(event, fact.content)
         similar = self._similar(event, fact.sketch) if fact.sketch is not None else None
-        for found in (copy, elsewhere, similar):
-            if found is not None:
-                yield found
-                return
+        return copy or elsewhere or similar
 
     def _again(self, event: Event, sketch: Any) -> Copy | None:
         """The same task's output, at the same place."""
@@ -268,15 +274,15 @@ class _Text:
     only where their samples do not rule out that it could tell of as much likeness as is asked for.
     """
 
-    __slots__ = ("_codes", "_empty", "_made", "_mask", "_sample", "_size")
+    __slots__ = ("_codes", "_empty", "_made", "_mask", "_sample")
 
     def __init__(self, text: Phrases, empty: Any) -> None:
-        self._size, self._mask, self._sample = len(text.codes), text.mask, array("I", text.sample)
+        self._mask, self._sample = text.mask, array("I", text.sample)
         self._empty: Any = empty
         self._codes: Any = None
         self._made: Any = None
-        if self._size <= _CODES:
-            self._codes = array("I", list(text.codes))
+        if len(text.codes) <= _CODES:
+            self._codes = text.codes
         else:
             self._made = self._make(text.codes)
 
@@ -301,8 +307,6 @@ class _Text:
     def may_reach(self, other: "_Text", sample: frozenset[int], least: float) -> bool:
         """Whether `jaccard` may be so much; `sample` is the other's."""
         floor = least - _MARGIN
-        if min(self._size, other._size) < floor * max(self._size, other._size):
-            return False
         mask = self._mask | other._mask
         own = self._sample if self._mask == mask else [code for code in self._sample if not code & mask]
         if other._mask != mask:

@@ -315,7 +315,7 @@ class HandoffLoop:
                     new = 0  # of what repeats an earlier message
                     if moved:
                         said = self._said_in(event.workflow)
-                        codes = phrases_of(payload, digest).codes
+                        codes = phrases_of(payload, digest).distinct()
                         new, of = said.add(codes), len(codes)
                         text = text_of(payload)
                         if self._setting.new_places:

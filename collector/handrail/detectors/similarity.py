@@ -6,13 +6,17 @@ the findings that the live system gave.
 """
 
 import re
+from array import array
 from collections.abc import Iterable, Iterator
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import xxhash
 from xxhash import xxh32_intdigest
 
 from handrail.event import canonical
+
+if TYPE_CHECKING:
+    from mypy_extensions import i64
 
 TEXT_CHARS: Final = 65_536
 """So much of a payload's text is looked at; what comes after it is not compared."""
@@ -169,27 +173,66 @@ def places(payload: Any, text: str) -> set[str]:
 
 
 def phrases(text: str) -> frozenset[int]:
-    """Every three words in a row of a text, as 32-bit hashes (XXH32); fewer words are one phrase, no words none.
+    """Every three words in a row of a text, as 32-bit hashes; fewer words are one phrase, no words none.
 
     A paraphrase has new phrases though few new words; a text that is re-wrapped, re-quoted or put in capitals has none.
+    Each word is hashed once (XXH32), and a phrase is the sum of its words' hashes, the second and the third times an
+    odd number, modulo 2^32: cheaper than joining the words and hashing what comes of it.
+    """
+    return Phrases(text).distinct()
+
+
+def _joined(text: str, size: int) -> tuple[list[Any], list[Any], int]:
+    """The hash of each three words in a row; with a size, those that a sample of it would keep, and by which mask.
+
+    Sums have less than 64 bits and what a list holds is Any, so that compiled code counts in machine words and makes no
+    object twice.
     """
     spoken = words(text)
     if len(spoken) < 3:
-        return frozenset((xxh32_intdigest(b" ".join(spoken)),)) if spoken else frozenset()
-    return frozenset(map(xxh32_intdigest, map(b"".join, zip(spoken, spoken[1:], spoken[2:], strict=False))))
+        made: list[Any] = [xxh32_intdigest(b" ".join(spoken))] if spoken else []
+        return made, made, 0
+    hashes: list[Any] = list(map(xxh32_intdigest, spoken))
+    mask = _mask(len(hashes) - 2, size) if size else 0
+    bits: i64 = mask
+    made = []
+    kept: list[Any] = []
+    first: i64 = hashes[0]
+    second: i64 = hashes[1]
+    for third_hash in hashes[2:]:
+        third: i64 = third_hash
+        code: i64 = (first + second * 0x2C1B3C6D + third * 0x297A2D39) & 0xFFFFFFFF
+        boxed: Any = code
+        made.append(boxed)
+        if code & bits == 0:
+            kept.append(boxed)
+        first = second
+        second = third
+    return made, kept, mask
 
 
 class Phrases:
     """The phrases of a text, and those by which it is compared with others: at most SAMPLE that have no bit of `mask`.
 
     Which are kept depends on each phrase alone, so that two samples can be compared: by the larger mask of both.
+    `codes` are all phrases in their order, 32 bits each: a set of them takes three times as long to make.
     """
 
     __slots__ = ("codes", "mask", "sample")
 
-    def __init__(self, codes: frozenset[int]) -> None:
-        self.codes = codes
-        self.mask, self.sample = sampled(codes, SAMPLE)
+    def __init__(self, text: str) -> None:
+        made, kept, self.mask = _joined(text, SAMPLE)
+        self.codes = array("I", made)
+        self.sample: frozenset[int] = frozenset(kept)
+        if self.mask and len(self.sample) < SAMPLE // 4:  # it repeats itself
+            self.mask, self.sample = sampled(self.distinct(), SAMPLE)
+        while len(self.sample) > SAMPLE:
+            self.mask = self.mask << 1 | 1
+            self.sample = frozenset(_without(self.sample, self.mask))
+
+    def distinct(self) -> frozenset[int]:
+        """Each phrase once."""
+        return frozenset(self.codes)
 
 
 SAMPLE: Final = 128
@@ -203,11 +246,11 @@ _latest: Final[dict[tuple[int, str], Phrases]] = {}
 def phrases_of(payload: Any, digest: str | None) -> Phrases:
     """A payload's phrases. With its digest they are made once for the rules that ask about it in turn."""
     if digest is None:
-        return Phrases(phrases(text_of(payload)))
+        return Phrases(text_of(payload))
     key = (id(payload), digest)  # the object too, because equal payloads may have their keys in another order
     known = _latest.get(key)
     if known is None:
-        known = Phrases(phrases(text_of(payload)))
+        known = Phrases(text_of(payload))
         if len(known.codes) <= _LATEST_CODES:
             _latest[key] = known
             if len(_latest) > _LATEST:
@@ -217,14 +260,29 @@ def phrases_of(payload: Any, digest: str | None) -> Phrases:
 
 def sampled(codes: frozenset[int], size: int) -> tuple[int, frozenset[int]]:
     """At most `size` of the hashes, those that have none of the low bits of a mask, and the mask."""
-    mask = (1 << ((len(codes) - 1) // size).bit_length()) - 1 if codes else 0
+    mask = _mask(len(codes), size)
     if not mask:
         return 0, codes
-    kept = [code for code in codes if not code & mask]
+    kept = _without(codes, mask)
     while len(kept) > size:
         mask = mask << 1 | 1
-        kept = [code for code in kept if not code & mask]
+        kept = _without(kept, mask)
     return mask, frozenset(kept)
+
+
+def _mask(count: int, size: int) -> int:
+    """The bits by which so many hashes become `size` or fewer, as a rule."""
+    return (1 << ((count - 1) // size).bit_length()) - 1 if count else 0
+
+
+def _without(codes: Iterable[Any], bits: "i64") -> list[Any]:
+    """Those that have none of the bits."""
+    kept: list[Any] = []
+    for each in codes:
+        code: i64 = each
+        if code & bits == 0:
+            kept.append(each)
+    return kept
 
 
 class Said:
