@@ -87,9 +87,7 @@ class Copies:
             return []
         if event.workflow is None and event.source is None and event.store is None:
             return []  # it could be anybody's
-        # Whatever took time is known only when it is over, and is held from then on. A read has seen what was there
-        # when it began.
-        when = event.at if kind == "read" else ended(event)
+        when = ended(event)  # what took time is known only when it is over, and is held from then on
         if kind == "read":
             counts = False
         elif kind == "write":

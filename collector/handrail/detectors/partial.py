@@ -110,7 +110,9 @@ class HandoffPartial:
         elif kind in _BUS or (kind == "read" and self._params.until_read):
             if event.outcome not in ACKNOWLEDGED:
                 return NOTHING
-            when, told = event.at, kind == "read" or says_complete(event)
+            # What a bus took long to acknowledge is known only then.
+            when = ended(event) if kind == "publish" else event.at
+            told = kind == "read" or says_complete(event)
             if not told and kind != "publish":
                 return NOTHING
         else:
@@ -246,7 +248,9 @@ class HandoffPartial:
         if known is not None:
             task.output, task.handed = known.output, dict(known.handed)
         about = [each for each in self._hold.held() if (each[0].workflow, each[0].task) == (event.workflow, event.task)]
-        about.sort(key=lambda each: (ended(each[0]) if each[0].kind == "write" else each[0].at, each[0].id))
+        about.sort(
+            key=lambda each: (ended(each[0]) if each[0].kind in ("write", "publish") else each[0].at, each[0].id)
+        )
         for held, is_announcement in about:
             if held.kind == "write":
                 task.output = _Output(held, ended(held))
