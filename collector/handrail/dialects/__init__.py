@@ -192,9 +192,7 @@ def schema_named(value: object) -> tuple[str | None, str | None]:
 
 
 _SCHEMA_URI = re.compile(r"(?:^|/)([^/?#]+)/(v?[0-9][\w.+-]*?)(?:\.json)?#?\Z")
-_TRACEPARENT = re.compile(
-    rb"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})([0-9a-f]{16})-[0-9a-f]{2}(?:-|\Z)"
-)
+_TRACEPARENT = re.compile(rb"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})([0-9a-f]{16})-[0-9a-f]{2}(?:-|\Z)")
 _HEX: Final = b"0123456789abcdef"
 _NO_TRACE: Final = b"0" * 32
 _NO_PARENT: Final = b"0" * 16
