@@ -142,17 +142,24 @@ def test_bad_arguments_of_a_typed_handoff_are_found(
 
 
 def test_of_two_handoffs_at_once_one_comes_to_nothing(seen: Run) -> None:
-    """LangGraph's supervisor gives the work to one agent; the other never speaks, and nothing but this says so."""
+    """LangGraph's supervisor gives the work to one agent; the other never speaks, and nothing but this says so.
+
+    On some releases of Python its client is kept waiting, or it gives the work out a second time: then what was said is
+    more, and of that too as much is done as agents spoke.
+    """
     both: dict[str, Any] = {"transfer_to_billing_agent": {}, "transfer_to_refund_agent": {}}
     found = seen(SUPERVISOR, [{**SUPERVISED[0], "call": both}, *SUPERVISED[2:]])
 
     times = sum("call" in line for line in found.answers)
+    spoke = sum(line["system"] != SUPERVISED[0]["system"] for line in found.answers)
     if times == 1:
         complete(found)
-    else:  # a client that is kept waiting asks again; what the model has said to nobody is dropped, all of it
+    else:
         assert told(found) == asked(found), found.process.stderr
-    assert sorted(event.outcome for event in found.handoffs) == ["accepted", *["dropped"] * (2 * times - 1)]
-    assert len({event.workflow for event in found.events}) == times
+    assert 1 <= spoke <= times
+    outcomes = ["accepted"] * spoke + ["dropped"] * (2 * times - spoke)
+    assert sorted(event.outcome for event in found.handoffs) == outcomes
+    assert 1 <= len({event.workflow for event in found.events}) <= times
 
 
 @pytest.mark.parametrize("flags", [(), ("--stream",)], ids=["plain", "stream"])

@@ -110,8 +110,8 @@ class HandoffPartial:
         elif kind in _BUS or (kind == "read" and self._params.until_read):
             if event.outcome not in ACKNOWLEDGED:
                 return NOTHING
-            # What a bus took long to acknowledge is known only then.
-            when = ended(event) if kind == "publish" else event.at
+            # What took long is known only when it is over.
+            when = event.at if kind == "deliver" else ended(event)
             told = kind == "read" or says_complete(event)
             if not told and kind != "publish":
                 return NOTHING
@@ -148,7 +148,13 @@ class HandoffPartial:
             known = self._tasks.get((event.workflow, event.task or ""))
             if known is not None and known.output is not None:
                 write = known.output.write
-                if event.key == write.key and event.store == write.store and reader_of(event) != write.source:
+                is_after = event.at >= known.output.acked
+                if (
+                    is_after
+                    and event.key == write.key
+                    and event.store == write.store
+                    and reader_of(event) != write.source
+                ):
                     known.output.announced = True
             return
         task = self._task(event)
@@ -249,7 +255,10 @@ class HandoffPartial:
             task.output, task.handed = known.output, dict(known.handed)
         about = [each for each in self._hold.held() if (each[0].workflow, each[0].task) == (event.workflow, event.task)]
         about.sort(
-            key=lambda each: (ended(each[0]) if each[0].kind in ("write", "publish") else each[0].at, each[0].id)
+            key=lambda each: (
+                ended(each[0]) if each[0].kind in ("write", "publish", "read") else each[0].at,
+                each[0].id,
+            )
         )
         for held, is_announcement in about:
             if held.kind == "write":
