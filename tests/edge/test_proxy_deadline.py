@@ -189,7 +189,7 @@ def test_the_next_request_goes_to_the_routes_own_upstream_again() -> None:
             assert await client.message() == OK
             await client.send(post())
             assert await client.message() == OK
-            await stage.settled(2)
+            await stage.settled(3)
             assert (len(stage.upstream.wires), len(other.wires)) == (2, 1)
 
     play(scenario, first_hangs, **ENFORCED)
