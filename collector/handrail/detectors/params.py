@@ -90,8 +90,8 @@ class DuplicateParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     similarity: Annotated[float, msgspec.Meta(gt=0, le=1)] | None = None
     """Texts of a workflow whose MinHashes are at least so similar (Jaccard, words in threes) are duplicates too. Needs
     `handrail[similarity]`, and the payloads. None: nothing is compared but digests."""
-    keys: Count = 10_000
-    """One takes 0.6 KB; 10 KB more for each workflow whose texts are compared."""
+    keys: Count = 5_000
+    """Tasks, and what they left in stores. One takes 0.5 KB; 10 KB more for each workflow whose texts are compared."""
 
 
 class EdgeBudget(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

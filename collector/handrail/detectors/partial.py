@@ -30,7 +30,7 @@ from handrail.event import Event, Finding
 from handrail.schema.registry import Registry
 
 _BUS = frozenset({"publish", "deliver"})
-_ASLEEP: Final = 2_000
+_ASLEEP: Final = 1_000
 """Handoffs remembered while there was no store: two seconds of 2,000 handoffs a second, and most never see one."""
 _EARLIER = 16
 """Announcements remembered of one task that came before the output they announce."""

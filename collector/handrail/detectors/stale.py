@@ -36,7 +36,7 @@ from handrail.detectors.sighting import (
 from handrail.event import Event, Finding
 from handrail.schema.registry import Registry
 
-_ASLEEP: Final = 2_000
+_ASLEEP: Final = 1_000
 """Handoffs remembered while there was no store: two seconds of 2,000 handoffs a second, and most never see one."""
 _ACTS = frozenset({"write", "handoff", "publish"})
 _WRITES = 16
