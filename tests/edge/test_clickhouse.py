@@ -593,23 +593,26 @@ def test_the_embedded_engine_is_closed_before_the_process_ends(tmp_path: Path) -
     program = """
 import asyncio, sys, time
 from handrail.config import ClickHouseConfig
+from handrail.edge import database
 from handrail.edge.clickhouse import ClickHouseSink
 from handrail.edge.metrics import Metrics
 
 opened, closed = [], []
 
-class Slow(ClickHouseSink):
-    def _connect(self):
+class Slow(database.Database):
+    def __init__(self, *told):
         time.sleep(1.5)  # as on a busy machine
-        opened.append(super()._connect())
-        return opened[-1]
+        super().__init__(*told)
+        opened.append(True)
 
-    def _disconnect(self):
-        super()._disconnect()
+    def close(self):
+        super().close()
         closed.append(True)
 
+database.Database = Slow
+
 async def main():
-    sink = Slow(ClickHouseConfig(dsn=sys.argv[1]), Metrics(), payloads=False)
+    sink = ClickHouseSink(ClickHouseConfig(dsn=sys.argv[1]), Metrics(), payloads=False)
     await sink.start()
     await asyncio.sleep(0)  # its task asks for the connection
     await sink.close(0.01)
