@@ -1,6 +1,7 @@
 """The records: what is written can be read again, and equal content has equal digests."""
 
 import json
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -9,13 +10,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import handrail.event
 from handrail.event import (
+    FIELDS,
     Event,
+    EventFields,
     Fault,
     Finding,
     canonical,
     digest_of,
     event_from,
+    event_with,
     fingerprint_of,
     rfc3339,
     seconds,
@@ -59,7 +64,7 @@ full_events = st.builds(
 def test_what_is_written_is_read_again(event: Event) -> None:
     """to_json and event_from are inverse, payloads included, times to the microsecond."""
     again = event_from(json.loads(to_json(event, payloads=True)))
-    for name in Event.__struct_fields__:
+    for name in FIELDS:
         wanted, got = getattr(event, name), getattr(again, name)
         if name in ("at", "deadline") and wanted is not None:
             assert got == pytest.approx(wanted, abs=2e-6)
@@ -72,7 +77,7 @@ def test_every_field_is_there_and_absent_is_null(event: Event) -> None:
     """One JSON object with every field of the record and its type, on one line."""
     written = to_json(event)
     assert b"\n" not in written
-    assert set(json.loads(written)) == {"type", *Event.__struct_fields__}
+    assert set(json.loads(written)) == {"type", *FIELDS}
 
 
 @given(full_events)
@@ -161,11 +166,68 @@ def test_a_fingerprint_is_stable_and_short(parts: list[Any]) -> None:
 
 
 def test_records_are_frozen() -> None:
-    """What was seen does not change."""
-    event = Event(kind="handoff", id="e", at=0.0)
+    """What was seen does not change; of an event the types say so, and the compiled build."""
+    finding = Finding(rule="r", kind="k", severity="info", at=0.5)
     with pytest.raises(AttributeError):
-        event.at = 1.0  # type: ignore[misc]
-    assert msgspec.structs.replace(event, at=1.0).at == 1.0
+        finding.at = 1.0  # type: ignore[misc]
+    event = Event(kind="handoff", id="e", at=0.0)
+    if not handrail.event.__file__.endswith(".py"):
+        with pytest.raises(AttributeError):
+            event.at = 1.0  # type: ignore[misc]
+    assert event.but(at=1.0).at == 1.0
+    assert event.at == 0.0
+    with pytest.raises(TypeError):
+        event.but(since=1.0)
+
+
+@given(full_events)
+def test_an_event_has_the_fields_that_files_know(event: Event) -> None:
+    """By the same names, with the same defaults; what is absent is left out where it is written down."""
+    known = msgspec.structs.asdict(msgspec.convert(event.fields(), EventFields))
+    assert known == {name: getattr(event, name) for name in FIELDS}
+    least = Event(kind="handoff", id="e", at=0.0)
+    assert least == event_with(EventFields(kind="handoff", id="e", at=0.0))
+    assert least.fields() == {"kind": "handoff", "id": "e", "at": 0.0}
+
+
+WHOLE: dict[str, Any] = (
+    {name: f"{name} of it" for name in FIELDS}
+    | {name: 7.0 for name in FIELDS if name in ("at", "deadline") or name.endswith("_ms")}
+    | {name: 7 for name in FIELDS if name in ("attempt", "tokens") or name.endswith("_bytes")}
+)
+ANSWER: dict[str, Any] = {
+    "outcome": "completed",
+    "status": 200,
+    "duration_ms": 1.0,
+    "ttfb_ms": 2.0,
+    "overhead_ms": 3.0,
+    "transfer_ms": 4.0,
+    "reply": ["x"],
+    "reply_bytes": 5,
+    "reads": "s@1",
+}
+
+
+@pytest.mark.parametrize(
+    ("made", "changed"),
+    [
+        (lambda event: event.but(), {}),
+        (lambda event: event.but(lag_ms=1.5, source=None), {"lag_ms": 1.5, "source": None}),
+        (lambda event: event.bare(), {"payload": None, "reply": None}),
+        (lambda event: event.identified("s", "2", "d"), {"subject": "s", "version": "2", "digest": "d"}),
+        (lambda event: event.answered(**ANSWER), ANSWER),
+    ],
+    ids=["the same", "but", "bare", "identified", "answered"],
+)
+def test_what_is_made_of_an_event_has_all_else_as_it_was(
+    made: Callable[[Event], Event], changed: dict[str, Any]
+) -> None:
+    """Every field of it, whichever way it was made."""
+    event = Event(**WHOLE)
+    again = made(event)
+    assert {name: getattr(again, name) for name in FIELDS} == WHOLE | changed
+    assert {name: getattr(event, name) for name in FIELDS} == WHOLE
+    assert (again == event) == (not changed)
 
 
 @pytest.mark.parametrize(

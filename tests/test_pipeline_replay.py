@@ -2,8 +2,6 @@
 
 from typing import Any, ClassVar
 
-import msgspec
-
 from dialects.exchanges import exchange
 from handrail.config import Config
 from handrail.detectors import Rule, Sight
@@ -84,7 +82,7 @@ def test_events_are_observed_whole_in_the_order_of_their_instants() -> None:
     """Each once, with its outcome, after time has passed up to it."""
     witness, inspector = witnessed()
     events = [
-        msgspec.structs.replace(Event(kind="handoff", id="", at=0, outcome="completed"), id=id, at=at)
+        Event(kind="handoff", id="", at=0, outcome="completed").but(id=id, at=at)
         for id, at in (("b", 2.0), ("a", 1.0), ("c", 2.0))
     ]
     decisions = list(replay_events(events, inspector))

@@ -10,7 +10,7 @@ How one handoff travels, and where to read it:
               framing   meaning      fact     detectors    verdict,     ClickHouse, Prometheus
                                               rules        findings
 
-- `event`: the records that cross every boundary: Event, Finding, Fault, Decision.
+- `event`, `records`: the records that cross every boundary: Event, Finding, Fault, Decision.
 - `wire`: bytes of one connection become messages, and messages become exchanges. No socket, no clock.
 - `dialects`: an exchange becomes events: who hands what to whom.
 - `schema`: the registry of versioned schemas, and validation.

@@ -7,153 +7,385 @@ in the docs. Absent is None, never an invented value.
 import json
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from typing import Any, Literal, get_args
+from typing import Any, Final, Literal, get_args
 
 import msgspec
 import orjson
 import xxhash
+from mypy_extensions import mypyc_attr
 
-Kind = Literal["handoff", "write", "read", "publish", "deliver", "wait", "resume", "plan", "usage"]
-Channel = Literal["call", "store", "event"]
-Outcome = Literal[
-    "asked",
-    "accepted",
-    "completed",
-    "failed",
-    "rejected",
-    "ignored",
-    "dropped",
-    "timeout",
-    "interrupted",
-    "unknown",
-]
-Confidence = Literal["exact", "inferred", "ambiguous"]
-Manner = Literal["transfer", "delegate"]
-Side = Literal["egress", "ingress"]
-FindingSide = Literal["sender", "receiver", "store", "graph", "unknown"]
-Severity = Literal["info", "warning", "critical"]
+from handrail.records import SEVERITIES as SEVERITIES
+from handrail.records import Channel as Channel
+from handrail.records import Confidence as Confidence
+from handrail.records import EventFields as EventFields
+from handrail.records import Fault as Fault
+from handrail.records import Finding as Finding
+from handrail.records import FindingSide as FindingSide
+from handrail.records import Kind as Kind
+from handrail.records import Manner as Manner
+from handrail.records import Outcome as Outcome
+from handrail.records import Refusal as Refusal
+from handrail.records import Severity as Severity
+from handrail.records import Side as Side
 
-SEVERITIES: tuple[Severity, ...] = ("info", "warning", "critical")
+FIELDS: Final = EventFields.__struct_fields__
+"""The names of an Event's fields, in their order."""
 
 
-class Event(msgspec.Struct, frozen=True, kw_only=True, gc=False, omit_defaults=True, tag_field="type", tag="event"):
-    """One fact that was seen, with the instant at which it was seen.
+@mypyc_attr(acyclic=True)
+class Event:
+    """One fact that was seen, with the instant at which it was seen. Its fields are those of `EventFields`.
 
     A call that stays open, or is held, is seen twice under one `id`: with outcome `asked` while it is open, and with
-    its final outcome when it is over. Only the second goes to the sinks. `gc=False` is safe because a frozen record
-    whose payload was parsed before it cannot be part of a reference cycle; it keeps records out of the collector's
-    sight.
+    its final outcome when it is over. Only the second goes to the sinks.
+
+    Not a Struct: twenty detectors read its fields some two hundred times an exchange, which as a class that is compiled
+    costs a twelfth. It is out of the cyclic collector's sight, which is safe because what is frozen and holds a payload
+    that was parsed before cannot be part of a cycle. Frozen is what types say, and the compiled build enforces.
     """
 
-    kind: Kind
-    id: str
-    at: float
-    """Seconds since the epoch, UTC: when the request was complete, or when the fact was seen."""
-    workflow: str | None = None
-    task: str | None = None
-    attempt: int | None = None
-    source: str | None = None
-    target: str | None = None
-    channel: Channel | None = None
-    protocol: str | None = None
-    operation: str | None = None
-    outcome: Outcome = "unknown"
-    confidence: Confidence | None = None
-    side: Side | None = None
-    subject: str | None = None
-    version: str | None = None
-    payload: Any = None
-    payload_bytes: int | None = None
-    digest: str | None = None
-    """Of the payload in canonical form, see `digest_of`."""
-    tokens: int | None = None
-    status: int | str | None = None
-    """What the protocol answered, in its own terms: an HTTP status, a JSON-RPC error code."""
-    duration_ms: float | None = None
-    """First byte of the request to the last byte of the reply."""
-    ttfb_ms: float | None = None
-    """Last byte of the request to the first byte of the reply."""
-    overhead_ms: float | None = None
-    """Time the message spent inside Handrail, both directions together."""
-    inspection_ms: float | None = None
-    """Time that Handrail took to read and judge it, its share of what was looked at together: beside the exchange, and
-    in `overhead_ms` only where the message was held."""
-    transfer_ms: float | None = None
-    """First to last byte of the request, and of the reply: serialisation and transfer. Of a reply that is a stream of
-    events only the request, because its pauses are the target's own time."""
-    lag_ms: float | None = None
-    """Since the fact that it follows: an agent's first read of what another wrote since the write was acknowledged, a
-    delivery since its publish."""
-    reply: Any = None
-    reply_bytes: int | None = None
-    store: str | None = None
-    key: str | None = None
-    state_version: int | str | None = None
-    agent_version: str | None = None
-    trace_id: str | None = None
-    span_id: str | None = None
-    deadline: float | None = None
-    """Absolute, seconds since the epoch, where the caller declared one."""
-    uninspected: str | None = None
-    """Why the payload could not be read, where it could not; one of the reasons of `wire.body`."""
-    reads: str | None = None
-    """The versions that the target says it reads, as `handrail-accept` carries them: `subject@version, …`."""
-    chain: str | None = None
-    """The agents that the work came through, the sender last, as `baggage` carries them: `a|b|c`; the last sixteen."""
-    manner: Manner | None = None
-    """Of a handoff that a model asks for: the target goes on in place of the source, or answers the source."""
+    __slots__ = FIELDS
+
+    def __init__(
+        self,
+        *,
+        kind: Kind,
+        id: str,
+        at: float,
+        workflow: str | None = None,
+        task: str | None = None,
+        attempt: int | None = None,
+        source: str | None = None,
+        target: str | None = None,
+        channel: Channel | None = None,
+        protocol: str | None = None,
+        operation: str | None = None,
+        outcome: Outcome = "unknown",
+        confidence: Confidence | None = None,
+        side: Side | None = None,
+        subject: str | None = None,
+        version: str | None = None,
+        payload: Any = None,
+        payload_bytes: int | None = None,
+        digest: str | None = None,
+        tokens: int | None = None,
+        status: int | str | None = None,
+        duration_ms: float | None = None,
+        ttfb_ms: float | None = None,
+        overhead_ms: float | None = None,
+        inspection_ms: float | None = None,
+        transfer_ms: float | None = None,
+        lag_ms: float | None = None,
+        reply: Any = None,
+        reply_bytes: int | None = None,
+        store: str | None = None,
+        key: str | None = None,
+        state_version: int | str | None = None,
+        agent_version: str | None = None,
+        trace_id: str | None = None,
+        span_id: str | None = None,
+        deadline: float | None = None,
+        uninspected: str | None = None,
+        reads: str | None = None,
+        chain: str | None = None,
+        manner: Manner | None = None,
+    ) -> None:
+        self.kind: Final = kind
+        self.id: Final = id
+        self.at: Final = at
+        self.workflow: Final = workflow
+        self.task: Final = task
+        self.attempt: Final = attempt
+        self.source: Final = source
+        self.target: Final = target
+        self.channel: Final = channel
+        self.protocol: Final = protocol
+        self.operation: Final = operation
+        self.outcome: Final = outcome
+        self.confidence: Final = confidence
+        self.side: Final = side
+        self.subject: Final = subject
+        self.version: Final = version
+        self.payload: Final = payload
+        self.payload_bytes: Final = payload_bytes
+        self.digest: Final = digest
+        self.tokens: Final = tokens
+        self.status: Final = status
+        self.duration_ms: Final = duration_ms
+        self.ttfb_ms: Final = ttfb_ms
+        self.overhead_ms: Final = overhead_ms
+        self.inspection_ms = inspection_ms
+        self.transfer_ms: Final = transfer_ms
+        self.lag_ms: Final = lag_ms
+        self.reply: Final = reply
+        self.reply_bytes: Final = reply_bytes
+        self.store: Final = store
+        self.key: Final = key
+        self.state_version: Final = state_version
+        self.agent_version: Final = agent_version
+        self.trace_id: Final = trace_id
+        self.span_id: Final = span_id
+        self.deadline: Final = deadline
+        self.uninspected: Final = uninspected
+        self.reads: Final = reads
+        self.chain: Final = chain
+        self.manner: Final = manner
+
+    def but(self, **changes: Any) -> "Event":
+        """The same fact with other values in the fields that are named."""
+        return Event(**self.fields() | changes)
+
+    def answered(
+        self,
+        *,
+        outcome: Outcome,
+        status: int | str | None,
+        duration_ms: float,
+        ttfb_ms: float | None,
+        overhead_ms: float | None,
+        transfer_ms: float,
+        reply: Any,
+        reply_bytes: int | None,
+        reads: str | None,
+    ) -> "Event":
+        """An asked event with the other half of its exchange."""
+        return self._copy(
+            subject=self.subject,
+            version=self.version,
+            payload=self.payload,
+            digest=self.digest,
+            outcome=outcome,
+            status=status,
+            duration_ms=duration_ms,
+            ttfb_ms=ttfb_ms,
+            overhead_ms=overhead_ms,
+            transfer_ms=transfer_ms,
+            reply=reply,
+            reply_bytes=reply_bytes,
+            reads=reads,
+        )
+
+    def identified(self, subject: str | None, version: str | None, digest: str | None) -> "Event":
+        """The same fact, of which it is known now what its payload is."""
+        return self._copy(
+            subject=subject,
+            version=version,
+            payload=self.payload,
+            digest=digest,
+            outcome=self.outcome,
+            status=self.status,
+            duration_ms=self.duration_ms,
+            ttfb_ms=self.ttfb_ms,
+            overhead_ms=self.overhead_ms,
+            transfer_ms=self.transfer_ms,
+            reply=self.reply,
+            reply_bytes=self.reply_bytes,
+            reads=self.reads,
+        )
+
+    def bare(self) -> "Event":
+        """The same fact without payload and reply."""
+        return self._copy(
+            subject=self.subject,
+            version=self.version,
+            payload=None,
+            digest=self.digest,
+            outcome=self.outcome,
+            status=self.status,
+            duration_ms=self.duration_ms,
+            ttfb_ms=self.ttfb_ms,
+            overhead_ms=self.overhead_ms,
+            transfer_ms=self.transfer_ms,
+            reply=None,
+            reply_bytes=self.reply_bytes,
+            reads=self.reads,
+        )
+
+    def _copy(
+        self,
+        *,
+        subject: str | None,
+        version: str | None,
+        payload: Any,
+        digest: str | None,
+        outcome: Outcome,
+        status: int | str | None,
+        duration_ms: float | None,
+        ttfb_ms: float | None,
+        overhead_ms: float | None,
+        transfer_ms: float | None,
+        reply: Any,
+        reply_bytes: int | None,
+        reads: str | None,
+    ) -> "Event":
+        # Named one by one: compiled, this is a call and some moves, where a dictionary of them costs 40 times as much.
+        return Event(
+            kind=self.kind,
+            id=self.id,
+            at=self.at,
+            workflow=self.workflow,
+            task=self.task,
+            attempt=self.attempt,
+            source=self.source,
+            target=self.target,
+            channel=self.channel,
+            protocol=self.protocol,
+            operation=self.operation,
+            outcome=outcome,
+            confidence=self.confidence,
+            side=self.side,
+            subject=subject,
+            version=version,
+            payload=payload,
+            payload_bytes=self.payload_bytes,
+            digest=digest,
+            tokens=self.tokens,
+            status=status,
+            duration_ms=duration_ms,
+            ttfb_ms=ttfb_ms,
+            overhead_ms=overhead_ms,
+            inspection_ms=self.inspection_ms,
+            transfer_ms=transfer_ms,
+            lag_ms=self.lag_ms,
+            reply=reply,
+            reply_bytes=reply_bytes,
+            store=self.store,
+            key=self.key,
+            state_version=self.state_version,
+            agent_version=self.agent_version,
+            trace_id=self.trace_id,
+            span_id=self.span_id,
+            deadline=self.deadline,
+            uninspected=self.uninspected,
+            reads=reads,
+            chain=self.chain,
+            manner=self.manner,
+        )
+
+    def fields(self, *, payloads: bool = True) -> dict[str, Any]:
+        """What there is of it, by name; what is absent, and an outcome that is unknown, is left out."""
+        fields: dict[str, Any] = {"kind": self.kind, "id": self.id, "at": self.at}
+        if self.workflow is not None:
+            fields["workflow"] = self.workflow
+        if self.task is not None:
+            fields["task"] = self.task
+        if self.attempt is not None:
+            fields["attempt"] = self.attempt
+        if self.source is not None:
+            fields["source"] = self.source
+        if self.target is not None:
+            fields["target"] = self.target
+        if self.channel is not None:
+            fields["channel"] = self.channel
+        if self.protocol is not None:
+            fields["protocol"] = self.protocol
+        if self.operation is not None:
+            fields["operation"] = self.operation
+        if self.outcome != "unknown":
+            fields["outcome"] = self.outcome
+        if self.confidence is not None:
+            fields["confidence"] = self.confidence
+        if self.side is not None:
+            fields["side"] = self.side
+        if self.subject is not None:
+            fields["subject"] = self.subject
+        if self.version is not None:
+            fields["version"] = self.version
+        if payloads and self.payload is not None:
+            fields["payload"] = self.payload
+        if self.payload_bytes is not None:
+            fields["payload_bytes"] = self.payload_bytes
+        if self.digest is not None:
+            fields["digest"] = self.digest
+        if self.tokens is not None:
+            fields["tokens"] = self.tokens
+        if self.status is not None:
+            fields["status"] = self.status
+        if self.duration_ms is not None:
+            fields["duration_ms"] = self.duration_ms
+        if self.ttfb_ms is not None:
+            fields["ttfb_ms"] = self.ttfb_ms
+        if self.overhead_ms is not None:
+            fields["overhead_ms"] = self.overhead_ms
+        if self.inspection_ms is not None:
+            fields["inspection_ms"] = self.inspection_ms
+        if self.transfer_ms is not None:
+            fields["transfer_ms"] = self.transfer_ms
+        if self.lag_ms is not None:
+            fields["lag_ms"] = self.lag_ms
+        if payloads and self.reply is not None:
+            fields["reply"] = self.reply
+        if self.reply_bytes is not None:
+            fields["reply_bytes"] = self.reply_bytes
+        if self.store is not None:
+            fields["store"] = self.store
+        if self.key is not None:
+            fields["key"] = self.key
+        if self.state_version is not None:
+            fields["state_version"] = self.state_version
+        if self.agent_version is not None:
+            fields["agent_version"] = self.agent_version
+        if self.trace_id is not None:
+            fields["trace_id"] = self.trace_id
+        if self.span_id is not None:
+            fields["span_id"] = self.span_id
+        if self.deadline is not None:
+            fields["deadline"] = self.deadline
+        if self.uninspected is not None:
+            fields["uninspected"] = self.uninspected
+        if self.reads is not None:
+            fields["reads"] = self.reads
+        if self.chain is not None:
+            fields["chain"] = self.chain
+        if self.manner is not None:
+            fields["manner"] = self.manner
+        return fields
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Event) and self.fields() == other.fields()
+
+    __hash__ = None  # type: ignore[assignment]  # its payload has none
+
+    def __repr__(self) -> str:
+        return f"Event({', '.join(f'{name}={value!r}' for name, value in self.fields().items())})"
 
 
-class Finding(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="type", tag="finding"):
-    """Something wrong in the system that is watched: which rule fired, where, how bad, the evidence, whose side."""
-
-    rule: str
-    kind: str
-    severity: Severity
-    at: float
-    event: str | None = None
-    """Id of the event it fired on; None when time alone fired it."""
-    events: tuple[str, ...] = ()
-    workflow: str | None = None
-    task: str | None = None
-    source: str | None = None
-    target: str | None = None
-    subject: str | None = None
-    version: str | None = None
-    side: FindingSide = "unknown"
-    message: str = ""
-    evidence: Mapping[str, Any] = msgspec.field(default_factory=dict)
-    fingerprint: str = ""
-    count: int = 1
-
-
-class Fault(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="type", tag="fault"):
-    """Something that Handrail could not do itself: `reason` is a short word of a closed list, `message` for people."""
-
-    component: str
-    reason: str
-    message: str = ""
-    at: float | None = None
-
-
-class Refusal(msgspec.Struct, frozen=True, kw_only=True):
-    """How a held request is answered when a rule refuses it: the HTTP status and the finding that says why."""
-
-    status: int
-    finding: Finding
-
-
-class Decision(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+@mypyc_attr(acyclic=True)
+class Decision:
     """What the pipeline makes of one event. `event` is the event with subject, version and digest filled in."""
 
-    event: Event | None = None
-    findings: tuple[Finding, ...] = ()
-    faults: tuple[Fault, ...] = ()
-    refusal: Refusal | None = None
+    __slots__ = ("event", "faults", "findings", "refusal")
+
+    def __init__(
+        self,
+        *,
+        event: Event | None = None,
+        findings: tuple[Finding, ...] = (),
+        faults: tuple[Fault, ...] = (),
+        refusal: Refusal | None = None,
+    ) -> None:
+        self.event: Final = event
+        self.findings: Final = findings
+        self.faults: Final = faults
+        self.refusal: Final = refusal
 
     @property
     def verdict(self) -> Literal["pass", "refuse"]:
         return "pass" if self.refusal is None else "refuse"
+
+    def __eq__(self, other: object) -> bool:
+        return (
+            isinstance(other, Decision)
+            and self.event == other.event
+            and self.findings == other.findings
+            and self.faults == other.faults
+            and self.refusal == other.refusal
+        )
+
+    __hash__ = None  # type: ignore[assignment]  # its event has none
+
+    def __repr__(self) -> str:
+        return f"Decision({self.event!r}, {self.findings!r}, {self.faults!r}, {self.refusal!r})"
 
 
 def canonical(payload: Any) -> bytes:
@@ -199,7 +431,6 @@ def seconds(at: str | float) -> float:
     return (instant if instant.tzinfo else instant.replace(tzinfo=UTC)).timestamp()
 
 
-_EVENT_FIELDS = tuple(field.encode_name for field in msgspec.structs.fields(Event))
 _WORDS: dict[str, Any] = {
     "kind": Kind,
     "channel": Channel,
@@ -208,7 +439,6 @@ _WORDS: dict[str, Any] = {
     "side": Side,
     "manner": Manner,
 }
-_FINDING_FIELDS = tuple(field.encode_name for field in msgspec.structs.fields(Finding))
 
 
 def to_json(record: Event | Finding | Fault, *, payloads: bool = False) -> bytes:
@@ -216,20 +446,20 @@ def to_json(record: Event | Finding | Fault, *, payloads: bool = False) -> bytes
 
     Payloads are left out unless asked for: they may hold what nobody agreed to store.
     """
-    built: dict[str, Any] = msgspec.to_builtins(record)
-    out: dict[str, Any] = {"type": built["type"]}
+    out: dict[str, Any]
     if isinstance(record, Fault):
-        out |= {"component": record.component, "reason": record.reason, "message": record.message}
+        out = {"type": "fault", "component": record.component, "reason": record.reason, "message": record.message}
         out["at"] = None if record.at is None else rfc3339(record.at)
         return orjson.dumps(out)
-    for name in _EVENT_FIELDS if isinstance(record, Event) else _FINDING_FIELDS:
-        out[name] = getattr(record, name)
-    out["at"] = rfc3339(record.at)
-    if isinstance(record, Event):
+    if isinstance(record, Finding):
+        out = {"type": "finding", **msgspec.structs.asdict(record)}
+    else:
+        out = {"type": "event", **dict.fromkeys(FIELDS), "outcome": "unknown", **record.fields()}
         if record.deadline is not None:
             out["deadline"] = rfc3339(record.deadline)
         if not payloads:
             out["payload"] = out["reply"] = None
+    out["at"] = rfc3339(record.at)
     try:
         return orjson.dumps(out, default=str)
     except TypeError:
@@ -242,17 +472,23 @@ def event_from(value: Mapping[str, Any]) -> Event:
     Unknown keys are ignored so that newer recordings stay readable. Raises ValueError naming the field that is wrong.
     """
     fields = {key: item for key, item in value.items() if item is not None}
+    if fields.pop("type", "event") != "event":
+        raise ValueError(f"type: Invalid value {value['type']!r}")
     for name in ("at", "deadline"):
         if name in fields:
             try:
                 fields[name] = seconds(fields[name])
             except (TypeError, ValueError) as error:
                 raise ValueError(f"{name}: {error}") from None
-    fields.setdefault("type", "event")
     try:
-        return msgspec.convert(fields, Event)
+        return event_with(msgspec.convert(fields, EventFields))
     except msgspec.ValidationError as error:
         problem, _, place = str(error).partition(" - at `$.")
         name = place.rstrip("`")
         known = ", ".join(get_args(_WORDS.get(name)))
         raise ValueError(f"{name}: {problem}{known and f'; one of {known}'}" if name else problem) from None
+
+
+def event_with(fields: EventFields) -> Event:
+    """The event of which these are the fields."""
+    return Event(**msgspec.structs.asdict(fields))

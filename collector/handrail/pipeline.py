@@ -7,8 +7,6 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final, cast, get_args
 
-import msgspec
-
 from handrail.config import Config, OtlpConfig
 from handrail.dialects import Asked, Dialect, Reader
 from handrail.dialects.a2a import A2a
@@ -259,7 +257,7 @@ class Pipeline:
                 faults.append(_fault("digest", error, event.at))
         if subject == event.subject and version == event.version and digest == event.digest:
             return event
-        return msgspec.structs.replace(event, subject=subject, version=version, digest=digest)
+        return event.identified(subject, version, digest)
 
     def _failed(self, watch: Watch, error: Exception, at: float, faults: list[Fault]) -> int:
         """Counts a failure; how many there were in a row. The rule is off from the last one that is allowed."""

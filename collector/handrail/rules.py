@@ -49,7 +49,7 @@ from handrail.detectors.stale import StaleRead
 from handrail.detectors.torn import TornRead
 from handrail.detectors.unknown import SchemaUnknown
 from handrail.detectors.violation import SchemaViolation
-from handrail.event import Event, Severity
+from handrail.event import Event, EventFields, Severity, event_with
 from handrail.schema.registry import Registry, matcher
 
 KINDS: Mapping[str, type[Detector]] = {
@@ -237,9 +237,7 @@ def watch(pack: Pack, config: RuleConfig, registry: Registry) -> Watch:
 
 # Event fields that `where` may name, with their types. Payloads are not matched on: that is what schemas are for.
 _FIELDS: Mapping[str, Any] = {
-    name: hint
-    for name, hint in typing.get_type_hints(Event).items()
-    if name in {field.encode_name for field in msgspec.structs.fields(Event)} - {"payload", "reply"}
+    name: hint for name, hint in typing.get_type_hints(EventFields).items() if name not in ("payload", "reply")
 }
 
 
@@ -335,6 +333,6 @@ def event_of(fields: Mapping[str, Any], index: int, file: str = "", path: str = 
         if name not in _FIELDS and name not in ("payload", "reply"):
             raise ConfigError(file, f"{path}.{name}", f"unknown key{_near(name, (*_FIELDS, 'body', 'reply'))}")
     try:
-        return convert(full, Event, file)
+        return event_with(convert(full, EventFields, file))
     except ConfigError as error:
         raise ConfigError(file, f"{path}.{error.key}", error.problem) from None

@@ -155,7 +155,7 @@ def dense(events: Sequence[Event]) -> list[Event]:
             for row in range(56)
         ]
         payload = {**event.payload, "output": {"summary": "short", "rows": rows}}
-        made.append(msgspec.structs.replace(event, payload=payload, digest=digest_of(payload)))
+        made.append(event.but(payload=payload, digest=digest_of(payload)))
     return made
 
 
@@ -258,9 +258,7 @@ def main() -> int:
         for number, event in enumerate(handoffs(1_000, PLAIN_BAR, steps=1)):
             for copy in range(options.workflows // 1_000):
                 name = f"{number}-{copy}"
-                pipeline.observe(
-                    msgspec.structs.replace(event, id=f"m{name}", workflow=f"v{name}", task=f"t{name}", outcome="asked")
-                )
+                pipeline.observe(event.but(id=f"m{name}", workflow=f"v{name}", task=f"t{name}", outcome="asked"))
         held = sum(len(watch.detector) for watch in pipeline.watches)
         tell(
             f"memory of {options.workflows:,} live workflows",

@@ -3,7 +3,6 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import msgspec
 import pytest
 
 from handrail.event import Event, Finding
@@ -85,7 +84,7 @@ def test_a_constraint_in_other_words_or_another_place_is_there(build: Build, sti
 def test_who_set_a_constraint_need_not_be_told_it(build: Build) -> None:
     """The result comes back to a without a's own constraints."""
     events = chain(context(constraints=[LIMIT]), context(constraints=[LIMIT]), context())
-    back = [*events[:2], msgspec.structs.replace(events[2], target="a")]
+    back = [*events[:2], events[2].but(target="a")]
     assert found(build("context.lost"), back) == []
 
 

@@ -27,13 +27,7 @@ def asked(at: float, source: str, target: str, **fields: Any) -> Event:
 
 def over(event: Event, after: float, outcome: str = "completed") -> Event:
     """The final sight of a call."""
-    return Event(
-        **{name: getattr(event, name) for name in event.__struct_fields__}
-        | {  # type: ignore[arg-type]
-            "outcome": outcome,
-            "duration_ms": after * 1000,
-        }
-    )
+    return event.but(outcome=outcome, duration_ms=after * 1000)
 
 
 def found_in(pipeline: Pipeline, *events: Event, until: float = 60.0) -> list[Finding]:

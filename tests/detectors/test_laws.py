@@ -267,8 +267,8 @@ def test_an_event_delivered_again_is_not_a_duplicate(stream: list[Event], repeat
 def test_two_outputs_give_the_same_finding_in_either_order(first: Event, second: Event) -> None:
     """Which of two outputs is the repeat goes by their time, not by which arrived first."""
     same = {"workflow": "w", "task": "t", "kind": "handoff"}
-    one = msgspec.structs.replace(first, id="one", source=second.source, target=second.target, **same)
-    two = msgspec.structs.replace(second, id="two", **same)
+    one = first.but(id="one", source=second.source, target=second.target, **same)
+    two = second.but(id="two", **same)
     forward, backward = (
         run(fresh("output.duplicate", {"within_seconds": 10}, "observe"), order) for order in ([one, two], [two, one])
     )

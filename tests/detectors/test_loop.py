@@ -3,7 +3,6 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -95,11 +94,9 @@ def test_a_review_with_progress_is_no_loop(build: Build, draft: Callable[[int], 
 
 def test_a_state_version_that_rises_is_progress(build: Build) -> None:
     """The messages repeat, the state does not; standing still or going back is no progress."""
-    rising = [
-        msgspec.structs.replace(event, state_version=n) for n, event in enumerate(laps(["a", "b"], 8, same), start=1)
-    ]
+    rising = [event.but(state_version=n) for n, event in enumerate(laps(["a", "b"], 8, same), start=1)]
     assert found(build("handoff.loop"), rising) == []
-    standing = [msgspec.structs.replace(event, state_version=7) for event in rising]
+    standing = [event.but(state_version=7) for event in rising]
     assert len(found(build("handoff.loop"), standing)) == 6
 
 
@@ -131,7 +128,7 @@ def test_without_content_only_many_rounds_are_a_loop(build: Build) -> None:
     """Where nothing but the agents is known, the tenth round is; a task that changes is something known."""
     blind = laps(["a", "b", "c"], 12, lambda lap, source: None)
     assert [each.event for each in found(build("handoff.loop"), blind)] == ["e29", "e32", "e35"]
-    tasks = [msgspec.structs.replace(event, task=f"t{n // 3}") for n, event in enumerate(blind)]
+    tasks = [event.but(task=f"t{n // 3}") for n, event in enumerate(blind)]
     assert found(build("handoff.loop"), tasks) == []
     assert len(found(build("handoff.loop", {"unseen_rounds": 3}), blind)) == 10
 
@@ -150,7 +147,7 @@ def test_an_edge_has_limits_of_its_own(build: Build) -> None:
 def test_a_round_inside_a_round_is_counted_by_itself(build: Build) -> None:
     """b and c go round while a waits: the loop names them, and a has no part in it."""
     inner = laps(["b", "c"], 4, same)
-    events = [msgspec.structs.replace(inner[0], id="begin", source="a", target="b", payload="go"), *inner]
+    events = [inner[0].but(id="begin", source="a", target="b", payload="go"), *inner]
     findings = found(build("handoff.loop"), events)
     assert {tuple(each.evidence["cycle"]) for each in findings} == {("b", "c")}
 
@@ -158,7 +155,7 @@ def test_a_round_inside_a_round_is_counted_by_itself(build: Build) -> None:
 def test_asking_again_without_an_answer_closes_a_round(build: Build) -> None:
     """An agent known to answer by messages of its own says nothing, and is asked the same again."""
     first = laps(["a", "b"], 1, same)
-    again = [msgspec.structs.replace(first[0], id=f"again{n}", at=10.0 + n) for n in range(4)]
+    again = [first[0].but(id=f"again{n}", at=10.0 + n) for n in range(4)]
     findings = found(build("handoff.loop"), [*first, *again])
     assert [each.event for each in findings] == ["again2", "again3"]
     assert "no answer" in findings[0].message
@@ -167,7 +164,7 @@ def test_asking_again_without_an_answer_closes_a_round(build: Build) -> None:
 def test_a_retry_after_a_failure_is_no_round(build: Build) -> None:
     """What never arrived did not hand the work over."""
     first = laps(["a", "b"], 1, same)
-    failed = [msgspec.structs.replace(first[0], id=f"f{n}", outcome="failed", at=9.0 + n) for n in range(6)]
+    failed = [first[0].but(id=f"f{n}", outcome="failed", at=9.0 + n) for n in range(6)]
     assert found(build("handoff.loop"), [*first, *failed]) == []
 
 
@@ -194,7 +191,7 @@ def test_replies_hand_the_work_back_where_the_rule_says_so(build: Build) -> None
 
 def test_in_enforce_mode_the_message_that_closes_the_round_is_refused(build: Build) -> None:
     """At the sight of the request, with 508; the message before it passes."""
-    asked = [msgspec.structs.replace(event, outcome="asked") for event in laps(["a", "b", "c"], 4, same)]
+    asked = [event.but(outcome="asked") for event in laps(["a", "b", "c"], 4, same)]
     pipeline = build("handoff.loop", action="enforce")
     refused = [(event.id, decision.refusal) for event in asked if (decision := pipeline.observe(event)).refusal]
     assert [(name, refusal.status) for name, refusal in refused if refusal] == [("e8", 508), ("e11", 508)]
@@ -205,7 +202,7 @@ def test_a_fan_out_is_no_loop(build: Build) -> None:
     events: list[Event] = []
     for n in range(20):
         events += laps(["lead", f"worker-{n}"], 1, lambda lap, source: same(lap, "somebody"))
-    events = [msgspec.structs.replace(event, id=f"e{n}", at=float(n)) for n, event in enumerate(events)]
+    events = [event.but(id=f"e{n}", at=float(n)) for n, event in enumerate(events)]
     assert found(build("handoff.loop"), events) == []
 
 
@@ -220,7 +217,7 @@ def test_each_lap_past_the_limit_is_one_finding(build: Build, agents: int, times
 def test_a_sidecar_that_sees_one_hop_of_the_ring_goes_by_the_chain(build: Build) -> None:
     """Only c to a passes here; where the work was before stands in its baggage."""
     whole = laps(["a", "b", "c"], 3, same)
-    seen = [msgspec.structs.replace(event, chain="a|b|c") for event in whole if event.source == "c"]
+    seen = [event.but(chain="a|b|c") for event in whole if event.source == "c"]
     [only] = found(build("handoff.loop"), seen)
     assert (only.event, only.evidence["cycle"]) == ("e8", ["a", "b", "c"])
-    assert found(build("handoff.loop"), [msgspec.structs.replace(event, chain=None) for event in seen]) == []
+    assert found(build("handoff.loop"), [event.but(chain=None) for event in seen]) == []

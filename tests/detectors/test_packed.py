@@ -3,7 +3,6 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -98,8 +97,7 @@ def found(pipeline: Pipeline, events: Sequence[Event]) -> list[Finding]:
 
 
 def renamed(event: Event) -> Event:
-    return msgspec.structs.replace(
-        event,
+    return event.but(
         id=ODD["e"] + event.id[1:],
         source=ODD[event.source or ""],
         target=ODD[event.target or ""],
@@ -145,7 +143,7 @@ def test_a_handoff_seen_again_is_no_round(build: Build, before: int) -> None:
     """The first event of all, delivered again after few or many others, is known and closes nothing."""
     events = [handed(number, f"x{number}", f"x{number + 1}", f"new {number}") for number in range(before)]
     pipeline = build("handoff.loop", {"edges": [{"at_most": 1}]})
-    assert found(pipeline, events + [msgspec.structs.replace(events[0], at=99.0)] * 3) == []
+    assert found(pipeline, events + [events[0].but(at=99.0)] * 3) == []
 
 
 def handed(number: int, source: str, target: str, say: str, workflow: str = "w", **fields: Any) -> Event:
@@ -176,7 +174,7 @@ def test_the_workflow_that_was_quiet_for_longest_is_forgotten(build: Build) -> N
 
     def losing(number: int) -> Event:
         decisions = {"decisions_made": ["use EUR"]} if number < 2 else {}
-        return msgspec.structs.replace(handed(number, "a", "b", "x", "old"), payload={"context": decisions})
+        return handed(number, "a", "b", "x", "old").but(payload={"context": decisions})
 
     stories: dict[str, tuple[dict[str, Any], Callable[[int], Event], int]] = {
         "handoff.loop": ({}, looping, 6),
@@ -188,5 +186,5 @@ def test_the_workflow_that_was_quiet_for_longest_is_forgotten(build: Build) -> N
         events = []
         for number in range(count):
             other = handed(number, "p", "q", "y", f"other-{number}")
-            events += [event(number), msgspec.structs.replace(other, payload={"context": {}})]
+            events += [event(number), other.but(payload={"context": {}})]
         assert [each.event for each in found(pipeline, events)] == [f"e-old-{count - 1}"], kind

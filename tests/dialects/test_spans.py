@@ -614,7 +614,7 @@ def test_a_handoff_on_the_wire_and_in_spans_is_one_event(fields: dict[str, Any],
     def on_wire() -> None:
         for event in (
             wire,
-            Event(**({name: getattr(wire, name) for name in wire.__struct_fields__} | {"outcome": "accepted"})),
+            wire.but(outcome="accepted"),
         ):
             told = by.pipeline.observe(event).event
             if told is not None and told.outcome != "asked":

@@ -255,7 +255,7 @@ def test_a_delivery_links_to_its_publish_even_if_that_is_acknowledged_later() ->
 def test_an_acknowledgement_is_a_span_under_its_delivery() -> None:
     """From the delivery to the acknowledgement."""
     delivered = stored("d", "deliver", 0)
-    first, settled = spans((delivered, ()), (msgspec.structs.replace(delivered, duration_ms=2000.0), ()))
+    first, settled = spans((delivered, ()), (delivered.but(duration_ms=2000.0), ()))
     assert settled.name == "settle k"
     assert settled.parent_span_id == first.span_id
     assert settled.end_time_unix_nano - settled.start_time_unix_nano == 2_000_000_000

@@ -155,9 +155,7 @@ def _transcript(pack: Pack, rule: RuleConfig, test: TestConfig, ago: float) -> t
     shift = time.time() - ago - now
     prefix = f"{rule.id}/{test.name}/"
     shown = [decision.event for decision in decisions if decision.event is not None]
-    seen = {
-        prefix + event.id: msgspec.structs.replace(event, id=prefix + event.id, at=event.at + shift) for event in shown
-    }
+    seen = {prefix + event.id: event.but(id=prefix + event.id, at=event.at + shift) for event in shown}
     found = [
         msgspec.structs.replace(finding, at=finding.at + shift, fingerprint=f"{prefix}{index}")
         for index, finding in enumerate(finding for decision in decisions for finding in decision.findings)

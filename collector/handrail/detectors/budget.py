@@ -248,7 +248,7 @@ class BudgetExceeded:
         if (least := self._lacking(event, due, edge)) is not None:
             calls[event.id] = None
             return (self._too_short(event, due, least),)
-        calls[event.id] = _Call(due, msgspec.structs.replace(event, payload=None))
+        calls[event.id] = _Call(due, event.bare())
         heapq.heappush(self._heap, (due.at, event.id))
         if len(self._heap) > 2 * len(calls) + 64:  # replies leave their entries behind
             self._heap = [(call.due.at, name) for name, call in calls.items() if call is not None]

@@ -8,8 +8,6 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from typing import Any, Final, Literal, NamedTuple
 
-import msgspec
-
 from handrail.detectors.sighting import ACKNOWLEDGED, Hold, ended, is_output, reader_of, same_content, says_complete
 from handrail.detectors.similarity import Phrases, phrases_of, text_of
 from handrail.event import Event, digest_of
@@ -102,7 +100,7 @@ class Copies:
             sketch = self._sketch(event.payload, event.digest)
         content = _content_of(event) if counts else None
         if event.payload is not None or event.reply is not None:
-            event = msgspec.structs.replace(event, payload=None, reply=None)
+            event = event.bare()
         self._hold.add(when, event.id, _Fact(event, counts, sketch, content), kind == "write")
         return self._seen(self._hold.excess())
 

@@ -100,7 +100,7 @@ class GraphCycle:
         return tuple(
             finding(
                 self._rule,
-                msgspec.structs.replace(event, payload=None, source=part.cycle[0], target=part.cycle[-1]),
+                event.but(payload=None, source=part.cycle[0], target=part.cycle[-1]),
                 f"the declared graph has a cycle in which nobody can start: {_ring(part.cycle)}",
                 evidence={
                     "what": "declared_cycle",

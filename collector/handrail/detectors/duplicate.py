@@ -136,7 +136,7 @@ class OutputDuplicate:
         same = None if first_digest is None or digest is None else first_digest == digest
         content = "content unknown" if same is None else "the same content" if same else "different content"
         gap = abs(at - first_at)
-        repeat = msgspec.structs.replace(event, id=event_id, at=at, subject=subject, version=version, payload=None)
+        repeat = event.but(id=event_id, at=at, subject=subject, version=version, payload=None)
         return finding(
             self._rule,
             repeat,

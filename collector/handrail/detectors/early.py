@@ -79,7 +79,7 @@ class HandoffEarly:
         elif kind in ("publish", "deliver"):
             when = event.at
             if event.payload is not None and not says_complete(event):
-                event = msgspec.structs.replace(event, status="in_progress")
+                event = event.but(status="in_progress")
         elif kind == "read":
             if event.task is None:
                 return NOTHING
@@ -87,7 +87,7 @@ class HandoffEarly:
         else:
             return NOTHING
         if event.payload is not None or event.reply is not None:
-            event = msgspec.structs.replace(event, payload=None, reply=None)
+            event = event.bare()
         self._hold.add(when, event.id, event, kind == "write")
         return [found for _, each in self._hold.excess() for found in self._see(each)]
 

@@ -82,7 +82,7 @@ class LostUpdate:
         if keeps(event):
             return NOTHING
         if event.payload is not None or event.reply is not None:
-            event = msgspec.structs.replace(event, payload=None, reply=None)
+            event = event.bare()
         # Writes count when they are acknowledged, reads when they are answered: of two writes the later one stays.
         self._hold.add(ended(event), event.id, event, event.kind == "write")
         return [found for _, each in self._hold.excess() for found in self._see(each)]

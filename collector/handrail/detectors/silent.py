@@ -75,7 +75,7 @@ class AgentUnavailable:
     def _asked(self, event: Event) -> None:
         if event.target is None or event.id in self._open or not abs(event.at) < 1e15:
             return
-        self._open[event.id] = msgspec.structs.replace(event, payload=None)
+        self._open[event.id] = event.bare()
         heapq.heappush(self._heap, (event.at + self._params.silence_seconds, event.id))
         if len(self._open) > self._params.keys:
             self._open.popitem(last=False)

@@ -140,7 +140,7 @@ class StaleRead:
         if self._asleep is not None:
             self._wake(self._asleep)
         if event.payload is not None or event.reply is not None:
-            event = msgspec.structs.replace(event, payload=None, reply=None)
+            event = event.bare()
         self._hold.add(when, event.id, event, kind == "read")
         return list(self._taken_up(self._hold.excess()))
 

@@ -70,7 +70,7 @@ class TornRead:
         if event.outcome not in ACKNOWLEDGED or keeps(event):
             return NOTHING
         if event.payload is not None or event.reply is not None:
-            event = msgspec.structs.replace(event, payload=None, reply=None)
+            event = event.bare()
         self._hold.add(event.at, event.id, event, event.kind == "read")
         return [found for when, each in self._hold.excess() for found in self._see(when, each)]
 

@@ -10,8 +10,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final, Protocol, cast
 from urllib.parse import quote, unquote
 
-import msgspec
-
 from handrail.event import Channel, Confidence, Event, Fault, Kind, Outcome, seconds
 from handrail.wire import Body, Exchange
 
@@ -360,23 +358,42 @@ def begin(
     )
 
 
-def complete(event: Event, exchange: Exchange, **fields: object) -> Event:
-    """The asked event with the reply's half: times, sizes, and where `fields` do not say, outcome and status."""
-    request, reply = exchange.request, exchange.reply
-    if "outcome" not in fields:
-        fields["outcome"] = outcome_of(exchange)
-    fields["overhead_ms"] = exchange.overhead_ms
-    fields["duration_ms"] = max(0.0, exchange.ended - request.at) * 1000
+def complete(
+    event: Event,
+    exchange: Exchange,
+    *,
+    outcome: Outcome | None = None,
+    status: int | str | None = None,
+    reply: Any = None,
+    **others: object,
+) -> Event:
+    """The asked event with the reply's half: times, sizes, what is given, and by default HTTP's outcome and status."""
+    request, answer = exchange.request, exchange.reply
+    if others:
+        event = event.but(**others)
     transfer = request.end - request.at
-    if reply is not None:
-        kind = reply.headers.get(b"content-type", b"")
+    ttfb_ms: float | None = None
+    reply_bytes: int | None = None
+    reads = event.reads
+    if answer is not None:
+        headers = answer.headers
+        kind = headers.get(b"content-type", b"")
         if kind == b"application/json" or b"event-stream" not in kind:
-            transfer += reply.end - reply.at
-        if "status" not in fields:
-            fields["status"] = reply.status
-        fields["ttfb_ms"] = max(0.0, reply.at - request.end) * 1000
-        fields["reply_bytes"] = reply.size
-        if (value := reply.headers.get(b"handrail-accept")) is not None:
-            fields["reads"] = _header(value)
-    fields["transfer_ms"] = max(0.0, transfer) * 1000
-    return msgspec.structs.replace(event, **fields)
+            transfer += answer.end - answer.at
+        if status is None:
+            status = answer.status
+        ttfb_ms = max(0.0, answer.at - request.end) * 1000
+        reply_bytes = answer.size
+        if (value := headers.get(b"handrail-accept")) is not None:
+            reads = _header(value)
+    return event.answered(
+        outcome=outcome_of(exchange) if outcome is None else outcome,
+        status=event.status if status is None else status,
+        duration_ms=max(0.0, exchange.ended - request.at) * 1000,
+        ttfb_ms=ttfb_ms,
+        overhead_ms=exchange.overhead_ms,
+        transfer_ms=max(0.0, transfer) * 1000,
+        reply=event.reply if reply is None else reply,
+        reply_bytes=reply_bytes,
+        reads=reads,
+    )

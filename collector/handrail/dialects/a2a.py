@@ -248,7 +248,7 @@ class A2a:
         seen = _Seen()
         for value in _values(exchange, seen):
             seen.add(value)
-        fields: dict[str, object] = {"outcome": _outcome(exchange, event, seen)}
+        fields: dict[str, Any] = {"outcome": _outcome(exchange, event, seen)}
         if seen.code is not None:
             fields["status"] = seen.code
         if event.operation == AGENT_CARD:

@@ -533,7 +533,7 @@ class Conversations:
                 self._names.put(handoff.identity, (name, _EXACT))
                 for each in handoff.thread.open.values():  # all that one reply asked for has one source
                     if each.reply == handoff.reply:
-                        each.event = msgspec.structs.replace(each.event, source=name)
+                        each.event = each.event.but(source=name)
                         each.source_sure = _EXACT
             return
 
@@ -568,8 +568,7 @@ class Conversations:
         target = handoff.target
         if event.source is None or target is None:
             sure = min(sure, _INFERRED)
-        event = msgspec.structs.replace(
-            event,
+        event = event.but(
             outcome=outcome,
             target=target,
             confidence=_WORDS[sure],
@@ -603,7 +602,7 @@ class Conversations:
         status = None if exchange.reply is None else exchange.reply.status
         for _, handoff in heard.told.values():
             if handoff is not None:
-                handoff.event = msgspec.structs.replace(handoff.event, tokens=said.tokens, status=status)
+                handoff.event = handoff.event.but(tokens=said.tokens, status=status)
         calls = dict(enumerate(said.calls, 1))
         if not said.is_over:
             is_broken = exchange.end != "replied" or said.error is not None
@@ -722,7 +721,7 @@ class Conversations:
         )
         trace, span = trace_of(exchange.request.headers.get(b"traceparent", b""))
         if trace is not None:
-            event = msgspec.structs.replace(event, trace_id=trace, span_id=span)
+            event = event.but(trace_id=trace, span_id=span)
         is_valid = reason is None
         if is_known:
             event = self._typed(event, turn.tools.get(call.name), heard)
@@ -730,7 +729,7 @@ class Conversations:
             if arguments is not None and schema is not None and not schema.is_valid(arguments):
                 is_valid = False
         return _Handoff(
-            event=event if size <= KEPT_BYTES else msgspec.structs.replace(event, payload=None),
+            event=event if size <= KEPT_BYTES else event.but(payload=None),
             key=key,
             reply=exchange.id,
             id=call.id,
@@ -770,7 +769,7 @@ class Conversations:
                 digest = digest_of(event.payload)
             except TypeError:
                 digest = None
-        return msgspec.structs.replace(event, subject=subject, version=version, digest=digest)
+        return event.but(subject=subject, version=version, digest=digest)
 
     # What is learned of names.
 
@@ -817,7 +816,7 @@ class Conversations:
                 if handoff is not None and call.id is not None:
                     self._names.put(handoff.identity, (name, _EXACT))
                     if handoff.source_sure < _EXACT or handoff.event.source != name:
-                        handoff.event = msgspec.structs.replace(handoff.event, source=name)
+                        handoff.event = handoff.event.but(source=name)
                         handoff.source_sure = _EXACT
             if said and said == thread.last_text and thread.last_identity:
                 self._names.put(thread.last_identity, (name, _EXACT))

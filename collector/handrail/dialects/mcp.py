@@ -213,13 +213,13 @@ class Mcp:
         if event.subject is None:
             subject, version = registry.select(event)
             if version is not None and not registry.is_learned(subject, version):
-                return msgspec.structs.replace(event, subject=subject, version=version)
+                return event.but(subject=subject, version=version)
         subject = event.subject or _subject(event, server, tool)
         known = server.tools.get(tool)
         version = event.version
         if version is None and known is not None:
             version = self._learned(subject, known.input)
-        return msgspec.structs.replace(event, subject=subject, version=version)
+        return event.but(subject=subject, version=version)
 
     def _learned(self, subject: str, document: Any) -> str | None:
         if type(document) is not dict or not document:
@@ -239,10 +239,7 @@ class Mcp:
             if exchange.request.method == "GET":
                 if not any("endpoint" in each for each in messages) and _may_be_stream(exchange):
                     return tuple(  # it was somebody else's
-                        msgspec.structs.replace(
-                            complete(event, exchange), protocol="http", operation=place_of(exchange)
-                        )
-                        for event in asked
+                        complete(event, exchange).but(protocol="http", operation=place_of(exchange)) for event in asked
                     )
                 read += self._stream(exchange, messages, answers)
             return (*read, *(complete(event, exchange) for event in asked))
@@ -280,7 +277,7 @@ class Mcp:
             fields["subject"] = _subject(event, server, tool)  # the reply has named the server
         if tool is not None and type(result) is dict:
             fields["reply"] = result.get("structuredContent", result.get("content"))
-        done = complete(event, exchange, **fields) if exchange is not None else msgspec.structs.replace(event, **fields)
+        done = complete(event, exchange, **fields) if exchange is not None else event.but(**fields)
         yield done
         if tool is None or type(result) is not dict or result.get("isError") is True:
             return
@@ -290,8 +287,7 @@ class Mcp:
         subject = f"{_subject(event, server, tool)}.result"
         version = self._learned(subject, known.output)
         if version is not None:
-            yield msgspec.structs.replace(
-                done,
+            yield done.but(
                 kind="read",
                 id=f"{done.id}.result",
                 at=done.at + (done.duration_ms or 0.0) / 1000,
@@ -384,7 +380,7 @@ class Mcp:
             tool = open_.call.tool
             if tool is not None and event.version is None:
                 if event.subject == _subject(event, _Server(), tool):
-                    event = msgspec.structs.replace(event, subject=None)
+                    event = event.but(subject=None)
                 event = self._typed(event, open_.server, tool)
             yield from self._over(event, open_.call, open_.server, answers[_key(open_.call.id)], None)
 

@@ -7,8 +7,6 @@ out. A delivery is an event at once, and is told again under its id once it is a
 from collections import OrderedDict
 from collections.abc import Iterator
 
-import msgspec
-
 from handrail.dialects import text, trace_of, whole
 from handrail.dialects.patterns import Patterns, Value, read_value
 from handrail.event import Event, Outcome
@@ -76,7 +74,7 @@ class Nats:
         if event is None:
             return None
         took = round(max(0.0, seen.at - event.at) * 1000, 3)
-        return msgspec.structs.replace(event, duration_ms=took, payload=None)
+        return event.but(duration_ms=took, payload=None)
 
     def advance(self, now: float) -> Iterator[Event]:
         """Publishes that were requests after all."""
@@ -93,8 +91,7 @@ class Nats:
             outcome = "ignored"
         elif event.outcome != "completed" and outcome == "completed":
             outcome = event.outcome
-        return msgspec.structs.replace(
-            event,
+        return event.but(
             outcome=outcome,
             status=seen.error,
             duration_ms=round(max(0.0, seen.at - event.at) * 1000, 3),

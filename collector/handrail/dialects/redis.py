@@ -8,8 +8,6 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-import msgspec
-
 from handrail.dialects import state, text
 from handrail.dialects.patterns import Named, Patterns, Value, read_value
 from handrail.event import Event, Kind, Outcome
@@ -377,7 +375,7 @@ class Redis:
             if event is not None:
                 if isinstance(operation.reply, ErrorReply):
                     code = operation.reply.code.decode("ascii", "replace")
-                    event = msgspec.structs.replace(event, status=code)
+                    event = event.but(status=code)
                 yield event
 
     def asked(self, pending: Pending) -> Iterator[Event]:
@@ -478,7 +476,7 @@ class Redis:
             uninspected="too_large" if touched.cut is not None and touched.cut > 0 else value.uninspected,
         )
         lag = None if outcome == "asked" else self._lag(event)
-        return event if lag is None else msgspec.structs.replace(event, lag_ms=lag)
+        return event if lag is None else event.but(lag_ms=lag)
 
     def _version(self, touched: Touched, named: Named, said: Mapping[str, Any]) -> int | str | None:
         if touched.version is None:

@@ -1069,15 +1069,15 @@ _PREFIX = "handrail."
 def log_of(event: Event, *, payload: bool = False) -> Log:
     """An event as a log record: its fields as attributes `handrail.<field>`, absent ones left out; `at` is the record's
     time, the trace and span ids are its own, and the body holds `payload` and `reply` where they may travel."""
-    fields: dict[str, Any] = msgspec.structs.asdict(event)
-    body = {name: fields[name] for name in ("payload", "reply") if payload and fields[name] is not None}
+    fields = event.fields()
+    body = {name: fields[name] for name in ("payload", "reply") if payload and name in fields}
     for name in ("payload", "reply", "at", "trace_id"):
-        del fields[name]
+        fields.pop(name, None)
     return Log(
         at=event.at,
         name=EVENT_NAME,
         body=body or None,
-        attributes={f"{_PREFIX}{name}": value for name, value in fields.items() if value is not None},
+        attributes={f"{_PREFIX}{name}": value for name, value in fields.items()},
         trace_id=event.trace_id,
         span_id=event.span_id if event.span_id is not None and len(event.span_id) == 16 else None,
     )

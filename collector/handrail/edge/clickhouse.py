@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 import msgspec
+import orjson
 import xxhash
 
 from handrail.config import ClickHouseConfig
@@ -222,24 +223,24 @@ class ClickHouseSink:
         at = record.at
         second = int(at)
         at = second + int((at - second) * 1e6 + 0.5) / 1e6
-        if type(record) is not Event:
+        if isinstance(record, Finding):
             return self._encode(msgspec.structs.replace(record, at=at))
         # ClickHouse would take a longer integer modulo 2^64 without a word; these two come from the wire.
         if (record.tokens or 0) > _INT64_MAX or (record.attempt or 0) > _INT64_MAX:
             raise OverflowError
-        if self._payloads:
-            row = msgspec.structs.replace(record, at=at)
-        else:
-            row = msgspec.structs.replace(record, at=at, payload=None, reply=None)
-        if row.deadline is not None:
-            row = msgspec.structs.replace(row, deadline=round(row.deadline, 6))
-        return self._encode(row)
+        row = record.fields(payloads=self._payloads)
+        row["at"] = at
+        if record.deadline is not None:
+            row["deadline"] = round(record.deadline, 6)
+        try:
+            return orjson.dumps(row)
+        except TypeError:  # a payload's integer past 64 bits
+            return self._encode(row)
 
     def _cleaned(self, record: Event | Finding) -> bytes | None:
         """A record that is not JSON (a lone surrogate, a number past 64 bits), without what cannot be written."""
         changes: dict[str, Any] = {"payload": None, "reply": None} if isinstance(record, Event) else {"evidence": {}}
-        for name in record.__struct_fields__:
-            value = getattr(record, name)
+        for name, value in (record.fields() if isinstance(record, Event) else msgspec.structs.asdict(record)).items():
             if isinstance(value, str):
                 changes[name] = value.encode("utf-8", "replace").decode()
             elif name == "events":
@@ -247,7 +248,10 @@ class ClickHouseSink:
             elif isinstance(value, int) and abs(value) > _INT64_MAX:
                 changes[name] = str(value) if name in ("status", "state_version") else None
         try:
-            line = self._line(msgspec.structs.replace(record, **changes))
+            if isinstance(record, Event):
+                line = self._line(record.but(**changes))
+            else:
+                line = self._line(msgspec.structs.replace(record, **changes))
         except (TypeError, ValueError, OverflowError, RecursionError):
             self._metrics.dropped("unencodable", False)
             return None

@@ -22,7 +22,7 @@ from urllib3 import BaseHTTPResponse, HTTPResponse, PoolManager
 from urllib3.exceptions import HTTPError
 
 from handrail.edge.clickhouse import Batch, Busy, Reason, Refused, Target, target_of
-from handrail.event import Event, Finding
+from handrail.event import FIELDS, Finding
 
 T = TypeVar("T")
 
@@ -31,7 +31,7 @@ REQUEST_SECONDS = 10
 ERROR_BYTES = 65_536
 ANSWER_BYTES = 16_777_216
 
-COLUMNS = {"event": Event.__struct_fields__, "finding": Finding.__struct_fields__}
+COLUMNS = {"event": FIELDS, "finding": Finding.__struct_fields__}
 
 # Only what is known to be somebody's fault is refused. Every other code, and every lost connection, means the same
 # batch again later: TOO_MANY_PARTS (252), TOO_MANY_SIMULTANEOUS_QUERIES (202), MEMORY_LIMIT_EXCEEDED (241),

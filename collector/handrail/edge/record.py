@@ -91,7 +91,7 @@ class Recorder:
         if over:
             share = seconds * 1000 / len(over)
             for event in over:
-                msgspec.structs.force_setattr(event, "inspection_ms", share)
+                event.inspection_ms = share
 
     def record(self, decision: Decision, now: float) -> None:
         self.record_all((decision,), now)

@@ -3,8 +3,6 @@
 from collections.abc import Callable, Iterator
 from time import perf_counter
 
-import msgspec
-
 from handrail.config import BusConfig, Config, StoreConfig
 from handrail.dialects.nats import Nats
 from handrail.dialects.patterns import default_keys, default_subjects, patterns_of
@@ -54,7 +52,10 @@ class StoreEvents:
                     self.told()
                     decision = self._pipeline.observe(event)  # one operation is one row
                     if decision.findings or decision.faults:
-                        self._recorder.record(msgspec.structs.replace(decision, event=None), self._now())
+                        self._recorder.record(
+                            Decision(findings=decision.findings, faults=decision.faults, refusal=decision.refusal),
+                            self._now(),
+                        )
                 else:
                     self._events.append(event)
         elif isinstance(seen, Message):

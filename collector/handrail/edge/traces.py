@@ -31,7 +31,7 @@ import xxhash
 import handrail
 from handrail.config import ConfigError, TracesConfig
 from handrail.edge.metrics import HANDOFF_KINDS, Metrics
-from handrail.event import SEVERITIES, Decision, Event, Fault, Finding
+from handrail.event import FIELDS, SEVERITIES, Decision, Event, Fault, Finding
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import ReadableSpan
@@ -80,7 +80,7 @@ STEPS: Mapping[str, tuple[str, str]] = {
 _NOT_SHOWN = frozenset(
     ("kind", "id", "at", "workflow", "payload", "reply", "trace_id", "span_id", "duration_ms", "deadline")
 )
-_SHOWN = tuple(name for name in Event.__struct_fields__ if name not in _NOT_SHOWN)
+_SHOWN = tuple(name for name in FIELDS if name not in _NOT_SHOWN)
 
 _TRACE_ID = re.compile(r"(?!0{32})[0-9a-f]{32}")
 _SPAN_ID = re.compile(r"(?!0{16})[0-9a-f]{16}")
@@ -558,7 +558,7 @@ class Traces:
             self._metrics.dropped("trace_queue_full", False)
             return
         if event is not None and (event.payload is not None or event.reply is not None):
-            event = msgspec.structs.replace(event, payload=None, reply=None)
+            event = event.bare()
         waiting.append((event, findings))
         if size >= self._batch and not self._wake.is_set():
             self._wake.set()
