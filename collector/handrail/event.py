@@ -262,87 +262,60 @@ class Event:
             manner=self.manner,
         )
 
-    def fields(self, *, payloads: bool = True) -> dict[str, Any]:
+    def values(self) -> list[Any]:
+        """Every field, in the order of `FIELDS`."""
+        return [
+            self.kind,
+            self.id,
+            self.at,
+            self.workflow,
+            self.task,
+            self.attempt,
+            self.source,
+            self.target,
+            self.channel,
+            self.protocol,
+            self.operation,
+            self.outcome,
+            self.confidence,
+            self.side,
+            self.subject,
+            self.version,
+            self.payload,
+            self.payload_bytes,
+            self.digest,
+            self.tokens,
+            self.status,
+            self.duration_ms,
+            self.ttfb_ms,
+            self.overhead_ms,
+            self.inspection_ms,
+            self.transfer_ms,
+            self.lag_ms,
+            self.reply,
+            self.reply_bytes,
+            self.store,
+            self.key,
+            self.state_version,
+            self.agent_version,
+            self.trace_id,
+            self.span_id,
+            self.deadline,
+            self.uninspected,
+            self.reads,
+            self.chain,
+            self.manner,
+        ]
+
+    def fields(self) -> dict[str, Any]:
         """What there is of it, by name; what is absent, and an outcome that is unknown, is left out."""
-        fields: dict[str, Any] = {"kind": self.kind, "id": self.id, "at": self.at}
-        if self.workflow is not None:
-            fields["workflow"] = self.workflow
-        if self.task is not None:
-            fields["task"] = self.task
-        if self.attempt is not None:
-            fields["attempt"] = self.attempt
-        if self.source is not None:
-            fields["source"] = self.source
-        if self.target is not None:
-            fields["target"] = self.target
-        if self.channel is not None:
-            fields["channel"] = self.channel
-        if self.protocol is not None:
-            fields["protocol"] = self.protocol
-        if self.operation is not None:
-            fields["operation"] = self.operation
-        if self.outcome != "unknown":
-            fields["outcome"] = self.outcome
-        if self.confidence is not None:
-            fields["confidence"] = self.confidence
-        if self.side is not None:
-            fields["side"] = self.side
-        if self.subject is not None:
-            fields["subject"] = self.subject
-        if self.version is not None:
-            fields["version"] = self.version
-        if payloads and self.payload is not None:
-            fields["payload"] = self.payload
-        if self.payload_bytes is not None:
-            fields["payload_bytes"] = self.payload_bytes
-        if self.digest is not None:
-            fields["digest"] = self.digest
-        if self.tokens is not None:
-            fields["tokens"] = self.tokens
-        if self.status is not None:
-            fields["status"] = self.status
-        if self.duration_ms is not None:
-            fields["duration_ms"] = self.duration_ms
-        if self.ttfb_ms is not None:
-            fields["ttfb_ms"] = self.ttfb_ms
-        if self.overhead_ms is not None:
-            fields["overhead_ms"] = self.overhead_ms
-        if self.inspection_ms is not None:
-            fields["inspection_ms"] = self.inspection_ms
-        if self.transfer_ms is not None:
-            fields["transfer_ms"] = self.transfer_ms
-        if self.lag_ms is not None:
-            fields["lag_ms"] = self.lag_ms
-        if payloads and self.reply is not None:
-            fields["reply"] = self.reply
-        if self.reply_bytes is not None:
-            fields["reply_bytes"] = self.reply_bytes
-        if self.store is not None:
-            fields["store"] = self.store
-        if self.key is not None:
-            fields["key"] = self.key
-        if self.state_version is not None:
-            fields["state_version"] = self.state_version
-        if self.agent_version is not None:
-            fields["agent_version"] = self.agent_version
-        if self.trace_id is not None:
-            fields["trace_id"] = self.trace_id
-        if self.span_id is not None:
-            fields["span_id"] = self.span_id
-        if self.deadline is not None:
-            fields["deadline"] = self.deadline
-        if self.uninspected is not None:
-            fields["uninspected"] = self.uninspected
-        if self.reads is not None:
-            fields["reads"] = self.reads
-        if self.chain is not None:
-            fields["chain"] = self.chain
-        if self.manner is not None:
-            fields["manner"] = self.manner
+        fields = {name: value for name, value in zip(FIELDS, self.values(), strict=True) if value is not None}
+        if self.outcome == "unknown":
+            del fields["outcome"]
         return fields
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Event) and self.fields() == other.fields()
+        return isinstance(other, Event) and self.values() == other.values()
 
     __hash__ = None  # type: ignore[assignment]  # its payload has none
 

@@ -36,7 +36,7 @@ import clickhouse_connect
 import zstandard
 from clickhouse_connect.driver.exceptions import ClickHouseError
 
-INSERT = re.compile(rb"\s*INSERT INTO (\S+) \((.*?)\) FORMAT JSONEachRow\s*", re.DOTALL)
+INSERT = re.compile(rb"\s*INSERT INTO (\S+) \((.*?)\) FORMAT (\w+)\s*", re.DOTALL)
 
 
 class Shim(ThreadingHTTPServer):
@@ -89,7 +89,7 @@ class Request(BaseHTTPRequestHandler):
         entry = {
             "table": found[1].decode(),
             "token": settings.get("insert_deduplication_token"),
-            "rows": rows.count(b"\n"),
+            "rows": rows.count(b"\n") - found[3].endswith(b"WithNames"),
             "did": do,
         }
         self.server.log.append(entry | {"settings": settings})
@@ -113,7 +113,7 @@ class Request(BaseHTTPRequestHandler):
             table, columns = found[1].decode(), [name.strip(" `") for name in found[2].decode().split(",")]
 
             def store() -> bytes:
-                self.server.engine.raw_insert(table, columns, rows, settings, "JSONEachRow")
+                self.server.engine.raw_insert(table, columns, rows, settings, found[3].decode())
                 return b""
 
             if do == "commit_then_drop":

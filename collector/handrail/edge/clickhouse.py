@@ -28,7 +28,7 @@ import xxhash
 
 from handrail.config import ClickHouseConfig
 from handrail.edge.metrics import Metrics
-from handrail.event import Event, Fault, Finding
+from handrail.event import FIELDS, Event, Fault, Finding
 
 if TYPE_CHECKING:
     from handrail.edge.database import Database
@@ -38,6 +38,10 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 _INT64_MAX: Final = 2**63 - 1
+_AT: Final = FIELDS.index("at")
+_PAYLOAD: Final = FIELDS.index("payload")
+_REPLY: Final = FIELDS.index("reply")
+_DEADLINE: Final = FIELDS.index("deadline")
 
 Reason = Literal["data", "schema", "auth", "client"]
 
@@ -59,16 +63,19 @@ class Refused(Exception):
 
 
 class Batch:
-    """JSON lines for one table; nothing changes it once it is there. Equal bytes have equal tokens, and only they."""
+    """JSON lines for one table; nothing changes it once it is there. Equal bytes have equal tokens, and only they.
 
-    __slots__ = ("body", "rows", "table", "token")
+    A row is an object, or an array where `names` is the array of the columns' names.
+    """
 
-    def __init__(self, table: str, body: bytes, rows: int, token: str) -> None:
-        self.table, self.body, self.rows, self.token = table, body, rows, token
+    __slots__ = ("body", "names", "rows", "table", "token")
+
+    def __init__(self, table: str, body: bytes, rows: int, token: str, names: bytes = b"") -> None:
+        self.table, self.body, self.rows, self.token, self.names = table, body, rows, token, names
 
     @classmethod
-    def seal(cls, table: str, body: bytes, rows: int) -> "Batch":
-        return cls(table, body, rows, f"{table}-{xxhash.xxh3_128_hexdigest(body)}")
+    def seal(cls, table: str, body: bytes, rows: int, names: bytes = b"") -> "Batch":
+        return cls(table, body, rows, f"{table}-{xxhash.xxh3_128_hexdigest(body)}", names)
 
     def halves(self) -> tuple["Batch", "Batch"]:
         """Two batches that are this one; it has two rows at least."""
@@ -76,8 +83,8 @@ class Batch:
         middle = len(lines) // 2
         first, second = lines[:middle], lines[middle:]
         return (
-            Batch.seal(self.table, b"".join(first), len(first)),
-            Batch.seal(self.table, b"".join(second), len(second)),
+            Batch.seal(self.table, b"".join(first), len(first), self.names),
+            Batch.seal(self.table, b"".join(second), len(second), self.names),
         )
 
 
@@ -144,10 +151,10 @@ def target_of(dsn: str, database: str) -> Target:
 class _Open:
     """Lines that are not sealed yet."""
 
-    __slots__ = ("lines", "size", "table")
+    __slots__ = ("lines", "names", "size", "table")
 
-    def __init__(self, table: str) -> None:
-        self.table = table
+    def __init__(self, table: str, names: bytes = b"") -> None:
+        self.table, self.names = table, names
         self.lines: list[bytes] = []
         self.size = 0
 
@@ -162,7 +169,10 @@ class ClickHouseSink:
         self._metrics = metrics
         self._payloads = payloads
         self._encode = msgspec.json.Encoder(enc_hook=str).encode
-        self._open: dict[type[Any], _Open] = {Event: _Open("event"), Finding: _Open("finding")}
+        self._open: dict[type[Any], _Open] = {
+            Event: _Open("event", orjson.dumps(FIELDS) + b"\n"),
+            Finding: _Open("finding"),
+        }
         self._sealed: deque[Batch] = deque()
         self._rows = 0
         self._bytes = 0
@@ -228,10 +238,13 @@ class ClickHouseSink:
         # ClickHouse would take a longer integer modulo 2^64 without a word; these two come from the wire.
         if (record.tokens or 0) > _INT64_MAX or (record.attempt or 0) > _INT64_MAX:
             raise OverflowError
-        row = record.fields(payloads=self._payloads)
-        row["at"] = at
+        # An array: with every column's name beside its value a row takes 1.6 times the bytes and three times the time.
+        row = record.values()
+        row[_AT] = at
+        if not self._payloads:
+            row[_PAYLOAD] = row[_REPLY] = None
         if record.deadline is not None:
-            row["deadline"] = round(record.deadline, 6)
+            row[_DEADLINE] = round(record.deadline, 6)
         try:
             return orjson.dumps(row)
         except TypeError:  # a payload's integer past 64 bits
@@ -262,7 +275,7 @@ class ClickHouseSink:
         if rows.lines:
             lines, rows.lines, rows.size = rows.lines, [], 0
             lines.append(b"")
-            self._sealed.append(Batch.seal(rows.table, b"\n".join(lines), len(lines) - 1))
+            self._sealed.append(Batch.seal(rows.table, b"\n".join(lines), len(lines) - 1, rows.names))
 
     def _seal_all(self) -> None:
         for rows in self._open.values():

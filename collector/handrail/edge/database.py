@@ -55,6 +55,7 @@ INSERT_SETTINGS: dict[str, str] = {
     "wait_end_of_query": "1",
     # A newer sidecar may know fields that this table does not have yet.
     "input_format_skip_unknown_fields": "1",
+    "input_format_with_names_use_header": "1",
     "input_format_null_as_default": "1",
     # Fields that hold any JSON are String columns.
     "input_format_json_read_objects_as_strings": "1",
@@ -126,13 +127,14 @@ class Database:
 
     def _insert(self, batch: Batch) -> None:
         embedded = self.target.scheme == "chdb"
+        block = batch.names + batch.body
         self._connected().raw_insert(
             f"{self.name}.{batch.table}",
             # Named, so that a sidecar which knows fewer columns than the table has goes on working.
             column_names=self._columns[batch.table],
-            insert_block=batch.body if embedded else zstandard.compress(batch.body, 1),
+            insert_block=block if embedded else zstandard.compress(block, 1),
             settings=self._settings | {"insert_deduplication_token": batch.token},
-            fmt="JSONEachRow",
+            fmt="JSONCompactEachRowWithNames" if batch.names else "JSONEachRow",
             compression=None if embedded else "zstd",
         )
 
