@@ -191,7 +191,8 @@ def schema_named(value: object) -> tuple[str | None, str | None]:
 
 _SCHEMA_URI = re.compile(r"(?:^|/)([^/?#]+)/(v?[0-9][\w.+-]*?)(?:\.json)?#?\Z")
 _TRACEPARENT = re.compile(rb"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})([0-9a-f]{16})-[0-9a-f]{2}(?:-|\Z)")
-_HEX: Final = b"0123456789abcdef"
+_SHAPE: Final = bytes(48 if chr(byte) in "0123456789abcdef" else 45 if byte == 45 else 0 for byte in range(256))
+_TRACED: Final = b"0" * 2 + b"-" + b"0" * 32 + b"-" + b"0" * 16 + b"-" + b"0" * 2
 _NO_TRACE: Final = b"0" * 32
 _NO_PARENT: Final = b"0" * 16
 _BAGGAGE_KEYS: Final = (b"handrail-workflow", b"workflow")
@@ -199,11 +200,10 @@ _BAGGAGE_KEYS: Final = (b"handrail-workflow", b"workflow")
 
 def trace_of(traceparent: bytes) -> tuple[str | None, str | None]:
     """W3C `traceparent` to trace id and parent id; (None, None) where it is not one."""
-    if len(traceparent) == 55 and traceparent[0:2] == b"00" and traceparent.translate(None, _HEX) == b"---":
-        # What every sender of today writes; a quarter of what the expression costs, which knows those of tomorrow too.
+    if traceparent.translate(_SHAPE) == _TRACED and traceparent.startswith(b"00-"):
+        # What every sender of today writes; a third of what the expression costs, which knows those of tomorrow too.
         trace, parent = traceparent[3:35], traceparent[36:52]
-        is_placed = traceparent[2] == traceparent[35] == traceparent[52] == 45
-        if is_placed and trace != _NO_TRACE and parent != _NO_PARENT:
+        if trace != _NO_TRACE and parent != _NO_PARENT:
             return trace.decode(), parent.decode()
         return None, None
     match = _TRACEPARENT.match(traceparent)

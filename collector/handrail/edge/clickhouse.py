@@ -38,6 +38,7 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 _INT64_MAX: Final = 2**63 - 1
+_dumps: Final = orjson.dumps
 _AT: Final = FIELDS.index("at")
 _PAYLOAD: Final = FIELDS.index("payload")
 _REPLY: Final = FIELDS.index("reply")
@@ -246,7 +247,7 @@ class ClickHouseSink:
         if record.deadline is not None:
             row[_DEADLINE] = round(record.deadline, 6)
         try:
-            return orjson.dumps(row)
+            return _dumps(row)
         except TypeError:  # a payload's integer past 64 bits
             return self._encode(row)
 
