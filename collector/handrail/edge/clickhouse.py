@@ -39,6 +39,7 @@ T = TypeVar("T")
 
 _INT64_MAX: Final = 2**63 - 1
 _dumps: Final = orjson.dumps
+_WITH_NEWLINE: Final = orjson.OPT_APPEND_NEWLINE
 _AT: Final = FIELDS.index("at")
 _PAYLOAD: Final = FIELDS.index("payload")
 _REPLY: Final = FIELDS.index("reply")
@@ -150,14 +151,14 @@ def target_of(dsn: str, database: str) -> Target:
 
 
 class _Open:
-    """Lines that are not sealed yet."""
+    """Lines that are not sealed yet, in one buffer: orjson's lines are cut from kilobytes, and kept would hold them."""
 
-    __slots__ = ("lines", "names", "size", "table")
+    __slots__ = ("lines", "names", "rows", "table")
 
     def __init__(self, table: str, names: bytes = b"") -> None:
         self.table, self.names = table, names
-        self.lines: list[bytes] = []
-        self.size = 0
+        self.lines = bytearray()
+        self.rows = 0
 
 
 class ClickHouseSink:
@@ -212,19 +213,19 @@ class ClickHouseSink:
             if cleaned is None:
                 return
             line = cleaned
-        size = len(line) + 1
+        size = len(line)
         if self._bytes + size > self._max_bytes:
             self._metrics.dropped("queue_full", False)
             return
         self._rows += 1
         self._bytes += size
         rows = self._open[type(record)]
-        rows.lines.append(line)
-        rows.size += size
-        if len(rows.lines) >= self._batch_rows or rows.size >= self._batch_bytes:
+        rows.lines += line
+        rows.rows += 1
+        if rows.rows >= self._batch_rows or len(rows.lines) >= self._batch_bytes:
             self._seal(rows)
             self._wake.set()
-        elif len(rows.lines) == 1:
+        elif rows.rows == 1:
             self._wake.set()
 
     def _line(self, record: Event | Finding) -> bytes:
@@ -235,7 +236,7 @@ class ClickHouseSink:
         second = int(at)
         at = second + int((at - second) * 1e6 + 0.5) / 1e6
         if isinstance(record, Finding):
-            return self._encode(msgspec.structs.replace(record, at=at))
+            return self._encode(msgspec.structs.replace(record, at=at)) + b"\n"
         # ClickHouse would take a longer integer modulo 2^64 without a word; these two come from the wire.
         if (record.tokens or 0) > _INT64_MAX or (record.attempt or 0) > _INT64_MAX:
             raise OverflowError
@@ -247,9 +248,9 @@ class ClickHouseSink:
         if record.deadline is not None:
             row[_DEADLINE] = round(record.deadline, 6)
         try:
-            return _dumps(row)
+            return _dumps(row, option=_WITH_NEWLINE)
         except TypeError:  # a payload's integer past 64 bits
-            return self._encode(row)
+            return self._encode(row) + b"\n"
 
     def _cleaned(self, record: Event | Finding) -> bytes | None:
         """A record that is not JSON (a lone surrogate, a number past 64 bits), without what cannot be written."""
@@ -273,10 +274,9 @@ class ClickHouseSink:
         return line
 
     def _seal(self, rows: _Open) -> None:
-        if rows.lines:
-            lines, rows.lines, rows.size = rows.lines, [], 0
-            lines.append(b"")
-            self._sealed.append(Batch.seal(rows.table, b"\n".join(lines), len(lines) - 1, rows.names))
+        if rows.rows:
+            self._sealed.append(Batch.seal(rows.table, bytes(rows.lines), rows.rows, rows.names))
+            rows.lines, rows.rows = bytearray(), 0
 
     def _seal_all(self) -> None:
         for rows in self._open.values():
@@ -379,7 +379,7 @@ class ClickHouseSink:
                     return None
                 break
             self._wake.clear()
-            waiting = any(rows.lines for rows in self._open.values())
+            waiting = any(rows.rows for rows in self._open.values())
             try:
                 # Jitter, so that the sidecars of a fleet that started together do not all write together.
                 age = self._config.batch_seconds * random.uniform(0.8, 1.2) if waiting else None
