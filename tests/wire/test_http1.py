@@ -450,6 +450,25 @@ def test_a_head_that_was_seen_before_reads_as_one_that_was_not(heads: list[list[
             assert said[0] == said[1]
 
 
+@pytest.mark.parametrize("length", ["0", "5", "05", "9" * 18, "9" * 19, "+5", ""])
+@pytest.mark.parametrize("status", [100, 101, 200, 204, 304, 500])
+@pytest.mark.parametrize("body", [b"", b"hello", b"hello and more"])
+def test_what_a_known_head_says_of_its_body_depends_on_the_method(length: str, status: int, body: bytes) -> None:
+    """A head that answered GET answers HEAD too: it is remembered, where its message ends is not."""
+    answer = b"HTTP/1.1 %d OK\r\nX-Of: %d\r\nContent-Length: %b\r\n\r\n" % (status, len(body), length.encode()) + body
+
+    def said(decoder: ReplyDecoder, method: str) -> object:
+        decoder.expect(method)
+        got = decoder.feed(answer, 1.0)
+        return got, decoder.status, decoder.feed(b"", 2.0) if got is None else None
+
+    for method in ("GET", "HEAD", "GET", "HEAD"):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(http1, "_replies", {})
+            fresh = said(ReplyDecoder(HeadLimits(), LIMIT), method)
+        assert said(ReplyDecoder(HeadLimits(), LIMIT), method) == fresh
+
+
 @pytest.mark.parametrize("size", [1, 300, 200_000])
 def test_tls_is_malformed_however_long_its_hello(size: int) -> None:
     """In one piece and in many: the reason does not depend on how much of it came at once."""

@@ -55,7 +55,7 @@ class Body:
 EMPTY: Final = Body()
 
 
-def read_body(headers: Mapping[bytes, bytes], raw: bytes, cut: str | None, limits: BodyLimits) -> Body:
+def read_body(headers: dict[bytes, bytes], raw: bytes, cut: str | None, limits: BodyLimits) -> Body:
     """Headers and the bounded copy to a Body. An empty body is a Body with neither value nor reason."""
     if cut is not None:
         return Body(reason=cut)

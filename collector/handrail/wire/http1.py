@@ -123,17 +123,42 @@ _HEADS: Final = 512
 _HEAD_BYTES: Final = 1_024
 _TRACE: Final = b"\r\ntraceparent: "
 _TRACE_BYTES: Final = 55
-_TRACE_DIGITS: Final = b"0123456789abcdef-"
+_AS_TRACE: Final = bytes(48 if byte in b"0123456789abcdef-" else 0 for byte in range(256))
+_TRACE_SHAPE: Final = b"0" * _TRACE_BYTES
 
 _fields: Final[dict[bytes, tuple[bytes, bytes]]] = {}
 _requests: Final[dict[bytes, tuple[str, bytes, str]]] = {}
 _statuses: Final[dict[bytes, int]] = {}
 
-_Head = tuple[tuple[str, bytes, str], int, dict[bytes, bytes]]
-"""What a request line says, how many lines there are, and the headers but for the traceparent; never changed."""
 
-_heads: Final[dict[bytes, _Head]] = {}
-_replies: Final[dict[bytes, tuple[int, int, dict[bytes, bytes]]]] = {}
+class _RequestHead:
+    """What a plain head without its traceparent says, its framing included; never changed."""
+
+    __slots__ = ("headers", "length", "lines", "method", "target", "text")
+
+    def __init__(self, line: tuple[str, bytes, str], lines: int, headers: dict[bytes, bytes], length: int) -> None:
+        self.method, self.target, self.text = line
+        self.lines = lines
+        self.headers = headers
+        self.length = length
+
+
+class _ReplyHead:
+    """What a plain head says; `length` is that of its body where Content-Length alone says it, else -1."""
+
+    __slots__ = ("headers", "length", "lines", "status")
+
+    def __init__(self, status: int, lines: int, headers: dict[bytes, bytes]) -> None:
+        self.status = status
+        self.lines = lines
+        self.headers = headers
+        length = headers.get(b"content-length", b"")
+        is_all = status >= 200 and status not in (204, 304) and length.isdigit() and len(length) <= 18
+        self.length = int(length) if is_all else -1
+
+
+_heads: Final[dict[bytes, _RequestHead]] = {}
+_replies: Final[dict[bytes, _ReplyHead]] = {}
 
 
 def _remember(memory: dict[bytes, Any], line: bytes, read: Any) -> None:
@@ -163,7 +188,7 @@ def _without_trace(head: bytes) -> tuple[bytes, bytes]:
         return head, b""
     value = head[start + len(_TRACE) : start + len(_TRACE) + _TRACE_BYTES]
     end = start + len(_TRACE) + _TRACE_BYTES
-    if head[end : end + 2] != b"\r\n" or value.translate(None, _TRACE_DIGITS):
+    if head[end : end + 2] != b"\r\n" or value.translate(_AS_TRACE) != _TRACE_SHAPE:
         return head, b""
     return head[:start] + head[end:], value
 
@@ -200,6 +225,7 @@ class RequestDecoder:
 
     def __init__(self, limits: HeadLimits, copy_bytes: int, budget: CopyBudget | None = None) -> None:
         self._limits = limits
+        self._head_bytes, self._field_bytes, self._lines = limits.head_bytes, limits.field_bytes, limits.lines
         self._copy = _Copy(copy_bytes, budget or CopyBudget())
         self._parser: httptools.HttpRequestParser | None = None
         self._left = 0  # bytes of a body of known length still to come
@@ -255,8 +281,8 @@ class RequestDecoder:
             self.rest = data
             if data.startswith(_TLS):  # its sender waits for an answer, and would until limits.header_seconds
                 return _fault("malformed", "a TLS connection; this address speaks plain HTTP", at)
-            if len(data) > self._limits.head_bytes:
-                return self._too_large(data, f"no end of the head within {self._limits.head_bytes} bytes", at)
+            if len(data) > self._head_bytes:
+                return self._too_large(data, f"no end of the head within {self._head_bytes} bytes", at)
             if _BARE_LF.search(data):
                 return _fault("malformed", "a line ends in LF without CR", at)
             return None
@@ -292,41 +318,47 @@ class RequestDecoder:
         return None
 
     def _read_head(self, head: bytes, at: float) -> Fault | None:
-        limits = self._limits
-        if len(head) > limits.head_bytes:
-            return self._too_large(head, f"the head is longer than {limits.head_bytes} bytes", at)
-        if len(head) > limits.field_bytes and max(map(len, head.split(b"\r\n"))) > limits.field_bytes:
-            return self._too_large(head, f"a header is longer than {limits.field_bytes} bytes", at)
+        if len(head) > self._head_bytes:
+            return self._too_large(head, f"the head is longer than {self._head_bytes} bytes", at)
+        if len(head) > self._field_bytes and max(map(len, head.split(b"\r\n"))) > self._field_bytes:
+            return self._too_large(head, f"a header is longer than {self._field_bytes} bytes", at)
         if head.startswith(b"PRI * HTTP/2"):
             return _fault("http2", "an HTTP/2 connection", at)
-        headers: dict[bytes, bytes] = {}
         self._repeated = None
         kept, trace = _without_trace(head)
         seen = _heads.get(kept)
-        if seen is not None and seen[1] <= limits.lines + 2:
-            plain: dict[bytes, bytes] | None = seen[2].copy()
-            known: tuple[str, bytes, str] | None = seen[0]
-            if trace and plain is not None:
-                plain[b"traceparent"] = trace
-        else:
-            lines = head.split(b"\r\n")
-            known, plain = _requests.get(lines[0]) or self._plain_request(lines[0]), None
-            if known is not None and len(lines) <= limits.lines + 3:
-                plain = _plain_headers(lines)
-                if plain is not None and len(head) <= _HEAD_BYTES:
-                    lasting = plain.copy()
-                    if trace:
-                        del lasting[b"traceparent"]
-                    if _is_lasting(lasting) and plain.get(b"traceparent", b"") == trace:
-                        if len(_heads) >= _HEADS:
-                            _heads.clear()
-                        _heads[kept] = known, len(lines) - bool(trace), lasting
-        if known is not None and plain is not None:
-            self.method, self.target, self._text = known
+        if seen is not None and seen.lines <= self._lines + 2:
+            self.headers = headers = seen.headers.copy()
+            if trace:
+                headers[b"traceparent"] = trace
+            self.method, self.target, self._text = seen.method, seen.target, seen.text
             self.version = "1.1"
-            self.headers = plain
             self._plain = True
-            return self._read_framing(plain, at)
+            self.length = self._left = seen.length
+            return None
+        lines = head.split(b"\r\n")
+        known = _requests.get(lines[0]) or self._plain_request(lines[0])
+        plain = _plain_headers(lines) if known is not None and len(lines) <= self._lines + 3 else None
+        if known is None or plain is None:
+            return self._read_odd_head(head, at)
+        self.method, self.target, self._text = known
+        self.version = "1.1"
+        self.headers = plain
+        self._plain = True
+        fault = self._read_framing(plain, at)
+        if fault is None and len(head) <= _HEAD_BYTES:
+            lasting = plain.copy()
+            if trace:
+                del lasting[b"traceparent"]
+            if _is_lasting(lasting) and plain.get(b"traceparent", b"") == trace:
+                if len(_heads) >= _HEADS:
+                    _heads.clear()
+                _heads[kept] = _RequestHead(known, len(lines) - bool(trace), lasting, self.length)
+        return fault
+
+    def _read_odd_head(self, head: bytes, at: float) -> Fault | None:
+        """A head that is not plain: llhttp reads it."""
+        headers: dict[bytes, bytes] = {}
         self.headers = headers
         self.target = b""
         self._plain = False
@@ -339,8 +371,8 @@ class RequestDecoder:
             self._parser = None
         except httptools.HttpParserError as error:
             return _fault("malformed", str(error), at)
-        if len(headers) > limits.lines or head.count(b"\n") > limits.lines + 2:
-            return _fault("head_too_large", f"more than {limits.lines} header lines", at)
+        if len(headers) > self._lines or head.count(b"\n") > self._lines + 2:
+            return _fault("head_too_large", f"more than {self._lines} header lines", at)
         if b"\x00" in head:
             return _fault("malformed", "a NUL byte in the head", at)
         method = parser.get_method()
@@ -562,6 +594,7 @@ class ReplyDecoder:
 
     def __init__(self, limits: HeadLimits, copy_bytes: int, budget: CopyBudget | None = None) -> None:
         self._limits = limits
+        self._head_bytes, self._field_bytes, self._lines = limits.head_bytes, limits.field_bytes, limits.lines
         self._copy = _Copy(copy_bytes, budget or CopyBudget())
         self._expecting = False
         self._no_body = False
@@ -569,6 +602,7 @@ class ReplyDecoder:
         self._chunks: ChunkedDecoder | None = None
         self._left = 0  # bytes of a body of known length still to come; -1 where it ends with the connection
         self._headers: dict[bytes, bytes] = {}
+        self._known = -1  # the length of the body where the head was seen before and Content-Length alone says it
         self._repeated: bytes | None = None
         self._size = 0
         self._first = 0.0
@@ -617,7 +651,7 @@ class ReplyDecoder:
             self._held = b""
         while True:
             end = data.find(b"\r\n\r\n") + 4
-            if end < 4 or end > self._limits.head_bytes:
+            if end < 4 or end > self._head_bytes:
                 return self._wait(data, end, at)
             status = self._read_head(data[:end] if end < len(data) else data)
             if isinstance(status, str):
@@ -665,21 +699,23 @@ class ReplyDecoder:
     def _read_head(self, head: bytes) -> int | str:
         """A complete head to its status, or what is wrong with it; `_headers` holds its fields."""
         seen = _replies.get(head)
-        if seen is not None and len(head) <= self._limits.field_bytes and seen[1] <= self._limits.lines:
-            self._headers = seen[2].copy()
-            return seen[0]
+        if seen is not None and len(head) <= self._field_bytes and seen.lines <= self._lines:
+            self._headers = seen.headers.copy()
+            self._known = seen.length
+            return seen.status
+        self._known = -1
         lines = head.split(b"\r\n")
         status = _statuses.get(lines[0]) or _plain_status(lines[0])
-        if status is not None and len(head) <= self._limits.field_bytes and len(lines) <= self._limits.lines:
+        if status is not None and len(head) <= self._field_bytes and len(lines) <= self._lines:
             plain = _plain_headers(lines)
             if plain is not None:
                 self._headers = plain
                 if len(head) <= _HEAD_BYTES and _is_lasting(plain):
                     if len(_replies) >= _HEADS:
                         _replies.clear()
-                    _replies[head] = status, len(lines), plain.copy()
+                    _replies[head] = _ReplyHead(status, len(lines), plain.copy())
                 return status
-        if max(map(len, lines)) > self._limits.field_bytes or len(lines) > self._limits.lines + 3:
+        if max(map(len, lines)) > self._field_bytes or len(lines) > self._lines + 3:
             return "a header is too long, or there are too many"
         self._headers = {}
         self._repeated = None
@@ -698,6 +734,11 @@ class ReplyDecoder:
         if self._repeated is not None:
             return _fault("ambiguous_framing", f"more than one {self._repeated.decode('latin-1')} header", at)
         self._size = 0
+        known = self._known
+        if known > 0 and not self._no_body:
+            self._left = known
+            self._copy.open(headers, known)
+            return self._body(data, at) if data else None
         self._left = 0
         if status == 101:
             self.switched = True
