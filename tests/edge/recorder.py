@@ -242,6 +242,10 @@ class Kept:
             self.findings.append(record)
 
 
+few_at_once = 4
+"""Requests in flight up to which a stage's proxy makes each write at once; -1 makes it write as it does under load."""
+
+
 class Stage:
     """A proxy in front of an upstream, and what it recorded."""
 
@@ -356,6 +360,7 @@ async def staged(
         route=Route(agent="agent", peer="peer", dialects=dialects, limits=bodies),
     )
     proxy = Proxy([listener], limits or LimitsConfig(), inspector, Recorder(metrics, (*sinks, kept)))
+    proxy.few = few_at_once
     stage = Stage(proxy, upstream, kept, metrics, registry)
     reported = stage.reported
     loop = asyncio.get_running_loop()
