@@ -1,4 +1,4 @@
-"""Tests of the data path run twice: each write made at once, as when little is in flight, and together, as under load."""
+"""Tests of the data path run twice: each write made at once, as with little in flight, and together, as under load."""
 
 import pytest
 
@@ -9,11 +9,10 @@ BOTH_WAYS = {"test_proxy", "test_proxy_deadline", "test_proxy_enforce", "test_pr
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if metafunc.module.__name__.rpartition(".")[2] in BOTH_WAYS:
-        metafunc.fixturenames.append("few_at_once")
         metafunc.parametrize("few_at_once", [4, -1], ids=["at once", "together"], indirect=True)
 
 
-@pytest.fixture
+@pytest.fixture(autouse=True)
 def few_at_once(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """What `Proxy.few` is on every stage of this test."""
-    monkeypatch.setattr(edge.recorder, "few_at_once", request.param)
+    monkeypatch.setattr(edge.recorder, "few_at_once", getattr(request, "param", edge.recorder.few_at_once))
