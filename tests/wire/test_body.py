@@ -77,6 +77,24 @@ def test_a_bomb_is_stopped_by_ratio_and_by_size(name: str) -> None:
     assert decode(encoding(name), packed, BodyLimits(decoded_bytes=len(TEXT) - 1)) == "bomb"
 
 
+@given(st.lists(st.integers(0, len(TEXT)), max_size=9), st.integers(1, 12))
+def test_members_of_gzip_are_one_body(places: list[int], cut: int) -> None:
+    """Any number of them one behind the other, up to 64; empty ones too; a cut one is damage."""
+    cuts = sorted(places)
+    parts = [TEXT[a:b] for a, b in zip([0, *cuts], [*cuts, len(TEXT)], strict=True)]
+    packed = b"".join(map(gzip.compress, parts))
+    assert decode(b"gzip", packed, LIMITS) == TEXT
+    assert decode(b"gzip", packed[:-cut], LIMITS) == "decode_error"
+
+
+def test_members_of_gzip_are_bounded_in_number_and_together_in_size() -> None:
+    """Each is inflated within what the others left of the limit."""
+    empty, million = gzip.compress(b""), gzip.compress(b"0" * 1_000_000)
+    assert decode(b"gzip", empty * 63 + gzip.compress(TEXT), LIMITS) == TEXT
+    assert decode(b"gzip", empty * 100_000, LIMITS) == "decode_error"
+    assert decode(b"gzip", million * 60, LIMITS) == "bomb"
+
+
 def test_a_bomb_inside_a_compressed_body_stays_packed() -> None:
     """One layer is undone; what is in it is not JSON then."""
     nested = gzip.compress(gzip.compress(b"0" * 1_000_000))
