@@ -31,7 +31,7 @@ from handrail.config import Config
 from handrail.edge.files import load_packs
 from handrail.edge.metrics import COUNTERS, GAUGES
 from handrail.edge.sidecar import Sidecar
-from handrail.event import Decision, Event, Fault, Finding
+from handrail.event import Decision, Event, Fault, Finding, event_from
 from handrail.pipeline import Pipeline
 from handrail.rules import Pack, RuleConfig, TestConfig, event_of, in_force, watch
 from handrail.schema.registry import Registry
@@ -316,7 +316,7 @@ class Run:
             )
         ):
             given = {"payload_bytes": 500, "duration_ms": 100.0, "ttfb_ms": 90.0, "overhead_ms": 0.1} | fields
-            event = msgspec.convert({"id": f"s{self._shared}.{index}", "at": now - 1 + index / 100, **given}, Event)
+            event = event_from({"id": f"s{self._shared}.{index}", "at": now - 1 + index / 100, **given})
             sidecar.recorder.record(Decision(event=event), now)
         found = msgspec.structs.replace(self.findings[0], at=now, workflow=CHAIN, task="t", source="a", target="b")
         sidecar.recorder.record(Decision(findings=(found,)), now)
