@@ -1,5 +1,6 @@
 """Transcripts of the canonical envelope, and of what only looks like one."""
 
+import json
 from typing import Any
 
 import pytest
@@ -7,7 +8,8 @@ import pytest
 from dialects.exchanges import exchange, final, halves, reader
 from handrail.config import Config, ConfigError, EnvelopeConfig
 from handrail.dialects.envelope import Envelope
-from handrail.wire import Route
+from handrail.wire import Exchange, HeadLimits, Request, Route
+from handrail.wire.http1 import RequestDecoder
 
 ENVELOPE: dict[str, Any] = {
     "task_id": "t-7",
@@ -35,6 +37,47 @@ def test_an_envelope_says_everything_itself() -> None:
     assert (first.payload, first.operation, first.at) == (ENVELOPE, "POST /handoff", 10.5)
     assert (last.outcome, last.status, last.reply) == ("completed", 200, {"ok": True})
     assert (last.duration_ms, last.ttfb_ms, last.reply_bytes) == (2000.0, 500.0, 12)
+
+
+TRACE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {},
+        {"traceparent": TRACE},
+        {"traceparent": TRACE.replace("00-", "cc-")},
+        {"traceparent": TRACE.replace("00-", "ff-")},
+        {"traceparent": TRACE.replace("b7ad6b7169203331", "0" * 16)},
+        {"traceparent": "00-short-01"},
+        {"baggage": "workflow=w-2,handrail-chain=a|b"},
+        {"baggage": "workflow=w-2", "handrail-workflow": ""},
+        {"handrail-workflow": "w-3"},
+        {"handrail-task": "t-3", "traceparent": TRACE},
+        {"handrail-attempt": "3"},
+        {"handrail-deadline": "2026-11-22T06:00:00Z"},
+        {"handrail-schema": "order@2"},
+        {"handrail-accept": "order@2"},
+    ],
+)
+def test_a_head_that_is_known_says_what_its_headers_say(headers: dict[str, str]) -> None:
+    """What a decoder remembers of a head gives the same event as looking for each header."""
+    body = json.dumps({**ENVELOPE, "metadata": {}}).encode()
+    lines = {"host": "a", "content-type": "application/json", "content-length": str(len(body)), **headers}
+    head = "".join(f"{name}: {value}\r\n" for name, value in lines.items())
+    raw = f"POST /handoff/{len(head)}?token=secret HTTP/1.1\r\n{head}\r\n".encode() + body
+    decoder = RequestDecoder(HeadLimits(), 100_000)
+    dialect = Envelope(EnvelopeConfig())
+    for _ in range(3):
+        request = decoder.feed(raw, 1.0)
+        assert isinstance(request, Request)
+        plain = Request(
+            method="POST", target=request.target, headers=request.headers, at=1.0, end=1.0, body=body, size=len(body)
+        )
+        known, looked = (dialect.ask(Exchange(id="x", route=Route(), request=each)) for each in (request, plain))
+        assert known == looked
+        assert known[0].operation == f"POST /handoff/{len(head)}"
 
 
 @pytest.mark.parametrize(

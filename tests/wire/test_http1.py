@@ -450,6 +450,52 @@ def test_a_head_that_was_seen_before_reads_as_one_that_was_not(heads: list[list[
             assert said[0] == said[1]
 
 
+OTHER_TRACE = b"01-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-00"
+FEW = (b"Accept: */*", b"Content-Type: text/csv", b"baggage: workflow=w")
+TRACES = (TRACE, OTHER_TRACE, TRACE.upper(), TRACE + b"0", TRACE.replace(b"-", b"_"), b"")
+
+
+@given(
+    messages=st.lists(
+        st.tuples(
+            st.lists(st.sampled_from(FEW), max_size=1),
+            st.sampled_from([None, *TRACES]),
+            st.integers(0, 3),
+            st.sampled_from([b"", b"hi", b"twelve bytes"]),
+            st.integers(1, 300),
+        ),
+        min_size=1,
+        max_size=6,
+    )
+)
+def test_what_a_connection_said_before_changes_nothing(messages: list[Any]) -> None:
+    """A head that is the last one but for its traceparent reads as llhttp reads it, in one piece or in two."""
+    asking, answering = RequestDecoder(HeadLimits(), 8), ReplyDecoder(HeadLimits(), 8)
+    for lines, trace, place, body, cut in messages:
+        lines = [b"Host: a", *lines, b"Content-Length: %d" % len(body)]
+        if trace is not None:
+            lines.insert(place, b"traceparent: " + trace)
+        raw = b"".join(line + b"\r\n" for line in lines) + b"\r\n" + body
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(http1, "_plain_headers", lambda _: None)
+            patch.setattr(http1, "_heads", {})
+            patch.setattr(http1, "_replies", {})
+            read_by_llhttp = RequestDecoder(HeadLimits(), 8).feed(b"POST /a HTTP/1.1\r\n" + raw, 1.0)
+            decoder = ReplyDecoder(HeadLimits(), 8)
+            decoder.expect("POST")
+            replied = decoder.feed(b"HTTP/1.1 200 OK\r\n" + raw, 1.0)
+        raw = b"POST /a HTTP/1.1\r\n" + raw
+        got = asking.feed(raw[:cut], 1.0)
+        while got is None:
+            got, cut = asking.feed(raw[cut:], 1.0), len(raw)
+        assert isinstance(got, Request)
+        assert got == read_by_llhttp
+        assert got.trace is None or got.trace == got.headers[b"traceparent"]
+        assert got.known is None or got.known.is_silent == (b"baggage" not in got.headers)
+        answering.expect("POST")
+        assert answering.feed(b"HTTP/1.1 200 OK\r\n" + raw.partition(b"\r\n")[2], 1.0) == replied
+
+
 @pytest.mark.parametrize("length", ["0", "5", "05", "9" * 18, "9" * 19, "+5", ""])
 @pytest.mark.parametrize("status", [100, 101, 200, 204, 304, 500])
 @pytest.mark.parametrize("body", [b"", b"hello", b"hello and more"])

@@ -11,7 +11,7 @@ from typing import Any, Final, Protocol, cast
 from urllib.parse import quote, unquote
 
 from handrail.event import Channel, Confidence, Event, Fault, Kind, Outcome, seconds
-from handrail.wire import Body, Exchange
+from handrail.wire import PLACE_LENGTH, Body, Exchange, is_trace, place
 
 Asked = tuple["Dialect", tuple[Event, ...]]
 
@@ -131,7 +131,7 @@ def outcome_of(exchange: Exchange) -> Outcome:
     return "timeout" if status == 504 else "failed"
 
 
-NAME_LENGTH: Final = 512
+NAME_LENGTH: Final = PLACE_LENGTH
 """Names and ids are cut to this many characters: they become keys that are kept."""
 
 _INT64: Final = range(-(2**63), 2**63)
@@ -191,23 +191,27 @@ def schema_named(value: object) -> tuple[str | None, str | None]:
 
 _SCHEMA_URI = re.compile(r"(?:^|/)([^/?#]+)/(v?[0-9][\w.+-]*?)(?:\.json)?#?\Z")
 _TRACEPARENT = re.compile(rb"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})([0-9a-f]{16})-[0-9a-f]{2}(?:-|\Z)")
-_SHAPE: Final = bytes(48 if chr(byte) in "0123456789abcdef" else 45 if byte == 45 else 0 for byte in range(256))
-_TRACED: Final = b"0" * 2 + b"-" + b"0" * 32 + b"-" + b"0" * 16 + b"-" + b"0" * 2
-_NO_TRACE: Final = b"0" * 32
-_NO_PARENT: Final = b"0" * 16
+_NO_TRACE: Final = "0" * 32
+_NO_PARENT: Final = "0" * 16
 _BAGGAGE_KEYS: Final = (b"handrail-workflow", b"workflow")
 
 
 def trace_of(traceparent: bytes) -> tuple[str | None, str | None]:
     """W3C `traceparent` to trace id and parent id; (None, None) where it is not one."""
-    if traceparent.translate(_SHAPE) == _TRACED and traceparent.startswith(b"00-"):
+    if is_trace(traceparent):
         # What every sender of today writes; a third of what the expression costs, which knows those of tomorrow too.
-        trace, parent = traceparent[3:35], traceparent[36:52]
-        if trace != _NO_TRACE and parent != _NO_PARENT:
-            return trace.decode(), parent.decode()
-        return None, None
+        return _ids_of(traceparent)
     match = _TRACEPARENT.match(traceparent)
     return (match[1].decode(), match[2].decode()) if match else (None, None)
+
+
+def _ids_of(trace: bytes) -> tuple[str | None, str | None]:
+    """The ids in a traceparent that `is_trace`; (None, None) where one is nought, or the version ff, which is none."""
+    written = trace.decode()
+    trace_id, parent = written[3:35], written[36:52]
+    if trace_id == _NO_TRACE or parent == _NO_PARENT or written.startswith("ff"):
+        return None, None
+    return trace_id, parent
 
 
 def workflow_in_baggage(baggage: bytes) -> str | None:
@@ -263,14 +267,78 @@ def _header(value: bytes) -> str | None:
 def place_of(exchange: Exchange) -> str:
     """Method and path, as the operation of a request that names none. Queries stay out: they carry secrets."""
     request = exchange.request
-    return f"{request.method} {request.target.partition('?')[0][:NAME_LENGTH]}"
+    return place(request.method, request.target) if request.known is None else request.known.place
+
+
+_TOLD: Final = (
+    "workflow",
+    "task",
+    "attempt",
+    "source",
+    "target",
+    "subject",
+    "version",
+    "digest",
+    "tokens",
+    "state_version",
+    "agent_version",
+    "trace_id",
+    "span_id",
+    "deadline",
+)
+
+
+class Told:
+    """What a body says of its handoff, by the names of Event's fields; filled in by its dialect.
+
+    A class, which costs begin and the envelope 3,000 instructions less than a dictionary of the same.
+    """
+
+    __slots__ = _TOLD
+
+    def __init__(
+        self,
+        *,
+        workflow: str | None = None,
+        task: str | None = None,
+        attempt: int | None = None,
+        source: str | None = None,
+        target: str | None = None,
+        subject: str | None = None,
+        version: str | None = None,
+        digest: str | None = None,
+        tokens: int | None = None,
+        state_version: int | str | None = None,
+        agent_version: str | None = None,
+        trace_id: str | None = None,
+        span_id: str | None = None,
+        deadline: float | None = None,
+    ) -> None:
+        self.workflow = workflow
+        self.task = task
+        self.attempt = attempt
+        self.source = source
+        self.target = target
+        self.subject = subject
+        self.version = version
+        self.digest = digest
+        self.tokens = tokens
+        self.state_version = state_version
+        self.agent_version = agent_version
+        self.trace_id = trace_id
+        self.span_id = span_id
+        self.deadline = deadline
+
+    def fields(self) -> dict[str, Any]:
+        """What there is of it, by name."""
+        return {name: value for name in _TOLD if (value := getattr(self, name)) is not None}
 
 
 def begin(
     exchange: Exchange,
     protocol: str,
     operation: str | None,
-    said: dict[str, Any],
+    said: Told,
     body: Body,
     *,
     payload: Any = None,
@@ -278,50 +346,59 @@ def begin(
     channel: Channel = "call",
     number: int | None = None,
 ) -> Event:
-    """The asked event of a request. `said` is what the body says, by the names of Event's fields.
+    """The asked event of a request. `said` is what the body says.
 
     Headers win over the body, the body over the route. `handrail-workflow`, `-task`, `-attempt`, `-deadline` and
     `-schema` are the caller's own words to us; then baggage; then the body; a trace id stands for a workflow where
     nothing better does. `number` tells apart the events of one exchange.
     """
     request, route = exchange.request, exchange.route
-    headers = request.headers
-    workflow, task = said.get("workflow"), said.get("task")
-    attempt, deadline = said.get("attempt"), said.get("deadline")
-    subject, version = said.get("subject"), said.get("version")
-    trace_id, span_id = said.get("trace_id"), said.get("span_id")
-    if (value := headers.get(b"traceparent")) is not None:
-        traced = trace_of(value)
-        if traced[0] is not None:
-            trace_id, span_id = traced
-    if (value := headers.get(b"handrail-workflow")) is not None:
-        workflow = _header(value) or workflow
-    elif (value := headers.get(b"baggage")) is not None:
-        workflow = workflow_in_baggage(value) or workflow
-    chain = chain_in(headers[b"baggage"]) if b"baggage" in headers else None
+    workflow, task, attempt, deadline = said.workflow, said.task, said.attempt, said.deadline
+    subject, version = said.subject, said.version
+    trace_id, span_id = said.trace_id, said.span_id
+    if request.trace is None:
+        value = request.headers.get(b"traceparent")
+        traced = (None, None) if value is None else trace_of(value)
+    else:
+        traced = _ids_of(request.trace)
+    if traced[0] is not None:
+        trace_id, span_id = traced
+    chain: str | None = None
+    named: str | None = None
+    reads: str | None = None
+    if request.known is None or not request.known.is_silent:
+        headers = request.headers
+        baggage = headers.get(b"baggage")
+        if baggage is not None:
+            chain = chain_in(baggage)
+        if (value := headers.get(b"handrail-workflow")) is not None:
+            workflow = _header(value) or workflow
+        elif baggage is not None:
+            workflow = workflow_in_baggage(baggage) or workflow
+        if (value := headers.get(b"handrail-task")) is not None:
+            task = _header(value) or task
+        if (value := headers.get(b"handrail-attempt")) is not None:
+            tried = whole(_header(value))
+            attempt = attempt if tried is None else tried
+        if (value := headers.get(b"handrail-deadline")) is not None:
+            due = instant(_header(value))
+            deadline = deadline if due is None else due
+        if (value := headers.get(b"handrail-schema")) is not None:
+            named = _header(value)
+        if (value := headers.get(b"handrail-accept")) is not None:
+            reads = _header(value)
     if workflow is None:
         workflow = trace_id
-    if (value := headers.get(b"handrail-task")) is not None:
-        task = _header(value) or task
-    if (value := headers.get(b"handrail-attempt")) is not None:
-        tried = whole(_header(value))
-        attempt = attempt if tried is None else tried
-    if (value := headers.get(b"handrail-deadline")) is not None:
-        due = instant(_header(value))
-        deadline = deadline if due is None else due
     if body.reason is not None and body.reason != "duplicate_key":
         payload = None
-    if (value := headers.get(b"handrail-schema")) is not None and (named := _header(value)) is not None:
+    if named is not None:
         subject, version = schema_named(named) if "@" in named else (named, None)
     elif type(payload) is dict:
         if subject is None and "$schema" in payload:
             subject, version = schema_named(payload["$schema"])
         if version is None and "schema_version" in payload:
             version = text(payload["schema_version"])
-    reads = None
-    if (value := headers.get(b"handrail-accept")) is not None:
-        reads = _header(value)
-    source, target = said.get("source"), route.instead or said.get("target")
+    source, target = said.source, route.instead or said.target
     confidence: Confidence | None = "exact"
     if source is None or target is None:
         source, target = source or route.source, target or route.target
@@ -345,10 +422,10 @@ def begin(
         version=version,
         payload=payload,
         payload_bytes=request.size if number is None else None,
-        digest=said.get("digest"),
-        tokens=said.get("tokens"),
-        state_version=said.get("state_version"),
-        agent_version=said.get("agent_version"),
+        digest=said.digest,
+        tokens=said.tokens,
+        state_version=said.state_version,
+        agent_version=said.agent_version,
         trace_id=trace_id,
         span_id=span_id,
         deadline=deadline,
@@ -377,8 +454,8 @@ def complete(
     reads = event.reads
     if answer is not None:
         headers = answer.headers
-        kind = headers.get(b"content-type", b"")
-        if kind == b"application/json" or b"event-stream" not in kind:
+        kind = headers.get(b"content-type")
+        if kind is None or kind == b"application/json" or b"event-stream" not in kind:
             transfer += answer.end - answer.at
         if status is None:
             status = answer.status

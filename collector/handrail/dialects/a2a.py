@@ -20,7 +20,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
-from handrail.dialects import NAME_LENGTH, begin, complete, outcome_of, state, text
+from handrail.dialects import NAME_LENGTH, Told, begin, complete, outcome_of, state, text
 from handrail.dialects.bounded import Bounded
 from handrail.dialects.envelope import add_metadata, is_envelope, said_by
 from handrail.event import Event, Fault, Kind, Outcome, digest_of
@@ -136,7 +136,7 @@ class A2a:
             if type(value) is dict and type(method := value.get("method")) is str:
                 kind = KIND_OF_METHOD.get(method)
                 if kind is None:
-                    return (self._read(exchange, path, method, "read", {}),) if _has_header(exchange) else ()
+                    return (self._read(exchange, path, method, "read", Told()),) if _has_header(exchange) else ()
                 if any(header in request.headers for header in _MCP_HEADERS):
                     return ()  # MCP has tasks/get and its kin too
                 if "jsonrpc" not in value and not _has_header(exchange):
@@ -149,7 +149,7 @@ class A2a:
         if request.method in ("GET", "POST", "DELETE"):
             is_card = request.method == "GET" and is_card_path(path)
             if is_card and (not path.endswith("/v1/card") or _has_header(exchange)):
-                return (self._read(exchange, path, AGENT_CARD, "read", {}),)
+                return (self._read(exchange, path, AGENT_CARD, "read", Told()),)
             if "/tasks" in path and (events := self._rest(exchange, path)):
                 return events
             if request.method == "POST" and request.size and _has_header(exchange):
@@ -170,13 +170,13 @@ class A2a:
             operation = "pushNotificationConfigs"
         else:
             operation = "tasks" if match["task"] is None else "tasks/{id}"
-        said = {"task": text(match["task"])}
+        said = Told(task=text(match["task"]))
         return (self._read(exchange, path, operation, "resume" if verb == ":subscribe" else "read", said),)
 
-    def _read(self, exchange: Exchange, path: str, operation: str, kind: Kind, said: dict[str, Any]) -> Event:
-        task = said.get("task")
-        if task is not None and said.get("workflow") is None:
-            said["workflow"] = self._tasks.get(task)
+    def _read(self, exchange: Exchange, path: str, operation: str, kind: Kind, said: Told) -> Event:
+        task = said.task
+        if task is not None and said.workflow is None:
+            said.workflow = self._tasks.get(task)
         self._add_card(exchange, path, said)
         body = exchange.request.json(exchange.route.limits) if exchange.request.size else EMPTY
         return begin(exchange, "a2a", text(operation), said, body, kind=kind)
@@ -184,29 +184,26 @@ class A2a:
     def _message(self, exchange: Exchange, path: str, operation: str | None, body: Body, params: object) -> Event:
         message, parameters = _message_in(params)
         payload = content_of(message.get("parts") or message.get("content"))
-        said: dict[str, Any] = said_by(payload) if is_envelope(payload) else {}
+        said = said_by(payload) if is_envelope(payload) else Told()
         for metadata in (message.get("metadata"), parameters.get("metadata")):
             if type(metadata) is dict:
-                for field, keys in (("source", _SOURCE_KEYS), ("target", _TARGET_KEYS)):
-                    for key in keys:
-                        if key in metadata and (name := text(metadata[key])) is not None:
-                            said[field] = name
-                            break
+                said.source = _first(metadata, _SOURCE_KEYS) or said.source
+                said.target = _first(metadata, _TARGET_KEYS) or said.target
                 add_metadata(said, metadata)
-        if said.get("state_version") is None and type(payload) is dict and "state_version" in payload:
-            said["state_version"] = state(payload["state_version"])
+        if said.state_version is None and type(payload) is dict and "state_version" in payload:
+            said.state_version = state(payload["state_version"])
         context = text(message.get("contextId") or message.get("context_id"))
         task = text(message.get("taskId") or message.get("task_id"))
         message_id = text(message.get("messageId") or message.get("message_id"))
         sent: tuple[str | None, str | None] = (None, None)
         if payload is not None and message_id is not None:
-            said["digest"] = digest = digest_of(payload)
+            said.digest = digest = digest_of(payload)
             if task is None:
                 sent = self._sent.get((message_id, digest, context), sent)
-        if said.get("task") is None:
-            said["task"] = task or sent[1] or message_id
-        if said.get("workflow") is None:
-            said["workflow"] = self._joined(context, task, message) or sent[0]
+        if said.task is None:
+            said.task = task or sent[1] or message_id
+        if said.workflow is None:
+            said.workflow = self._joined(context, task, message) or sent[0]
         self._add_card(exchange, path, said)
         kind: Kind = "resume" if task is not None and task in self._waiting else "handoff"
         return begin(exchange, "a2a", text(operation), said, body, payload=payload, kind=kind)
@@ -224,17 +221,17 @@ class A2a:
                     return workflow
         return context
 
-    def _add_card(self, exchange: Exchange, path: str, said: dict[str, Any]) -> None:
+    def _add_card(self, exchange: Exchange, path: str, said: Told) -> None:
         place = self._places.get(exchange.route.upstream)
         if place is None:
             host = exchange.request.headers.get(b"host")
             place = None if host is None else self._places.get(host.decode("latin-1").lower())
         card = None if place is None else place.agent(path)
         if card is not None:
-            if said.get("target") is None:
-                said["target"] = card.name
-            if said.get("agent_version") is None:
-                said["agent_version"] = card.version
+            if said.target is None:
+                said.target = card.name
+            if said.agent_version is None:
+                said.agent_version = card.version
 
     def answer(self, exchange: Exchange, asked: tuple[Event, ...]) -> Iterable[Event | Fault]:
         """The task's state decides the outcome where the reply tells one; the last one where it is a stream."""
@@ -442,6 +439,11 @@ def _has_header(exchange: Exchange) -> bool:
     return any(name in headers for name in _A2A_HEADERS) or b"application/a2a" in headers.get(b"content-type", b"")
 
 
+def _first(metadata: Mapping[str, Any], keys: Iterable[str]) -> str | None:
+    """The first name under these keys."""
+    return next((name for key in keys if (name := text(metadata.get(key))) is not None), None)
+
+
 def _message_in(params: object) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
     """The message and the parameters around it, empty where they are not objects."""
     if type(params) is not dict:
@@ -459,10 +461,10 @@ def _message_of(exchange: Exchange) -> Mapping[str, Any]:
     return _message_in(value)[0]
 
 
-def _task_said(params: object) -> dict[str, Any]:
+def _task_said(params: object) -> Told:
     if type(params) is not dict:
-        return {}
-    return {"task": text(params.get("id") or params.get("taskId")), "workflow": text(params.get("contextId"))}
+        return Told()
+    return Told(task=text(params.get("id") or params.get("taskId")), workflow=text(params.get("contextId")))
 
 
 def _values(exchange: Exchange, seen: _Seen) -> Iterator[object]:

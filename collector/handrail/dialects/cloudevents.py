@@ -15,7 +15,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 from urllib.parse import unquote
 
-from handrail.dialects import begin, complete, schema_named, text, trace_of, whole
+from handrail.dialects import Told, begin, complete, schema_named, text, trace_of, whole
 from handrail.dialects.envelope import is_envelope, said_by
 from handrail.event import Event, Fault
 from handrail.wire import Body, Exchange
@@ -96,9 +96,9 @@ class CloudEvents:
             "span_id": span_id,
         }
         if is_envelope(data):
-            said |= {field: value for field, value in said_by(data).items() if value is not None}
+            said |= said_by(data).fields()
         return begin(
-            exchange, "cloudevents", text(get("type")), said, body, payload=data, channel="event", number=number
+            exchange, "cloudevents", text(get("type")), Told(**said), body, payload=data, channel="event", number=number
         )
 
 

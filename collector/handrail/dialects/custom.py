@@ -12,7 +12,7 @@ from jmespath.exceptions import JMESPathError
 from jmespath.parser import ParsedResult
 
 from handrail.config import ConfigError, CustomConfig
-from handrail.dialects import begin, complete, outcome_of, place_of, state, text, whole
+from handrail.dialects import Told, begin, complete, outcome_of, place_of, state, text, whole
 from handrail.event import Event, Fault, Outcome
 from handrail.wire import Exchange
 
@@ -68,14 +68,16 @@ class Custom:
             # A body that cannot be read cannot meet a condition either; a path alone still says whose it is.
             if body.reason is None or self._when is not None or self._path is None:
                 return ()
-            return (begin(exchange, self.name, place_of(exchange), {}, body),)
+            return (begin(exchange, self.name, place_of(exchange), Told(), body),)
         if self._when is not None and not _search(self._when, body.value):
             return ()
-        said = {field: read(_search(expression, body.value)) for field, read, expression in self._fields}
+        said: dict[str, Any] = {
+            field: read(_search(expression, body.value)) for field, read, expression in self._fields
+        }
         if self._when is None and self._path is None and not any(map(said.get, ("task", "source", "target"))):
             return ()
         payload = body.value if self._payload is None else _search(self._payload, body.value)
-        return (begin(exchange, self.name, place_of(exchange), said, body, payload=payload),)
+        return (begin(exchange, self.name, place_of(exchange), Told(**said), body, payload=payload),)
 
     def answer(self, exchange: Exchange, asked: tuple[Event, ...]) -> Iterable[Event | Fault]:
         """HTTP first; where it says completed, the outcome that the reply's body names, if it is one."""

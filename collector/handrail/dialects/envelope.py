@@ -11,7 +11,7 @@ import jmespath
 from jmespath.exceptions import JMESPathError
 
 from handrail.config import ConfigError, EnvelopeConfig
-from handrail.dialects import begin, complete, instant, outcome_of, place_of, state, text, whole
+from handrail.dialects import Told, begin, complete, instant, outcome_of, place_of, state, text, whole
 from handrail.event import Event, Fault, Outcome
 from handrail.wire import Exchange
 
@@ -31,45 +31,40 @@ def is_envelope(value: object) -> bool:
     return type(value) is dict and "task_id" in value and ("source_agent" in value or "target_agent" in value)
 
 
-def said_by(envelope: dict[str, Any]) -> dict[str, Any]:
-    """What an envelope says, by the names of Event's fields."""
-    said: dict[str, Any] = {}
+def said_by(envelope: dict[str, Any]) -> Told:
+    """What an envelope says."""
+    said = Told()
     metadata = envelope.get("metadata")
     if type(metadata) is dict:
         add_metadata(said, metadata)
-    if said.get("workflow") is None:
+    if said.workflow is None:
         context = envelope.get("context")
         workflow = envelope.get("workflow_id") or (context.get("workflow_id") if type(context) is dict else None)
-        said["workflow"] = text(workflow) or said.get("trace_id")
-    said["task"] = text(envelope.get("task_id"))
-    said["source"] = text(envelope.get("source_agent"))
-    said["target"] = text(envelope.get("target_agent"))
+        said.workflow = text(workflow) or said.trace_id
+    said.task = text(envelope.get("task_id"))
+    said.source = text(envelope.get("source_agent"))
+    said.target = text(envelope.get("target_agent"))
     if "state_version" in envelope:
-        said["state_version"] = state(envelope["state_version"])
+        said.state_version = state(envelope["state_version"])
     return said
 
 
-def add_metadata(said: dict[str, Any], metadata: dict[str, Any]) -> None:
-    """Add what a metadata object says and nothing has said yet. Walks the object, which is short, not the table."""
-    for key, value in metadata.items():
-        known = _METADATA.get(key)
-        if known is not None:
-            field, read = known
-            if said.get(field) is None and (found := read(value)) is not None:
-                said[field] = found
-    if said.get("workflow") is None and "workflow" in metadata:
-        said["workflow"] = text(metadata["workflow"])
-
-
-_METADATA: Final = {
-    "workflow_id": ("workflow", text),
-    "attempt": ("attempt", whole),
-    "token_count": ("tokens", whole),
-    "agent_version": ("agent_version", text),
-    "deadline": ("deadline", instant),
-    "state_version": ("state_version", state),
-    "trace_id": ("trace_id", text),
-}
+def add_metadata(said: Told, metadata: dict[str, Any]) -> None:
+    """Add what a metadata object says and nothing has said yet."""
+    if said.workflow is None:
+        said.workflow = text(metadata.get("workflow_id")) or text(metadata.get("workflow"))
+    if said.attempt is None:
+        said.attempt = whole(metadata.get("attempt"))
+    if said.tokens is None:
+        said.tokens = whole(metadata.get("token_count"))
+    if said.agent_version is None:
+        said.agent_version = text(metadata.get("agent_version"))
+    if said.deadline is None:
+        said.deadline = instant(metadata.get("deadline"))
+    if said.state_version is None:
+        said.state_version = state(metadata.get("state_version"))
+    if said.trace_id is None:
+        said.trace_id = text(metadata.get("trace_id"))
 
 
 class Envelope:

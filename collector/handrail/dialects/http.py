@@ -1,14 +1,14 @@
 """Any HTTP exchange becomes one event: the fallback that claims what no other dialect does."""
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Final
 
-from handrail.dialects import begin, complete, place_of
+from handrail.dialects import Told, begin, complete, place_of
 from handrail.event import Event, Fault
 from handrail.wire import Exchange
 from handrail.wire.body import EMPTY
 
-_NOTHING: dict[str, Any] = {}
+_NOTHING: Final = Told()
 
 
 class Http:

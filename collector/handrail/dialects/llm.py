@@ -25,7 +25,7 @@ import orjson
 import xxhash
 
 from handrail.config import HandoffsConfig
-from handrail.dialects import begin, complete, outcome_of, state, text, trace_of, workflow_in_baggage
+from handrail.dialects import Told, begin, complete, outcome_of, state, text, trace_of, workflow_in_baggage
 from handrail.dialects.bounded import Bounded
 from handrail.dialects.conventions import (
     IGNORED,
@@ -89,7 +89,7 @@ class ModelDialect:
         self._heard[exchange.id] = turn, heard
         if len(self._heard) > 4_096:
             self._heard.popitem(last=False)
-        said: dict[str, Any] = {"workflow": heard.thread.workflow, "source": heard.name}
+        said = Told(workflow=heard.thread.workflow, source=heard.name)
         body = Body(reason=exchange.request.json(exchange.route.limits).reason)
         return (begin(exchange, self.name, turn.operation, said, body, kind="usage"),)
 
@@ -99,7 +99,7 @@ class ModelDialect:
         if operation is None:
             return ()
         body = Body(reason=exchange.request.json(exchange.route.limits).reason)
-        return (begin(exchange, self.name, operation, {}, body, kind="usage"),)
+        return (begin(exchange, self.name, operation, Told(), body, kind="usage"),)
 
     def reading(self, exchange: Exchange) -> Reading | None:
         """What reads the reply while it comes; None where none is due that could ask for a handoff."""

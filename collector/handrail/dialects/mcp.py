@@ -24,7 +24,7 @@ import msgspec
 import orjson
 
 from handrail.config import McpConfig
-from handrail.dialects import NAME_LENGTH, begin, complete, outcome_of, place_of, state, text, trace_of
+from handrail.dialects import NAME_LENGTH, Told, begin, complete, outcome_of, place_of, state, text, trace_of
 from handrail.dialects.conventions import slug
 from handrail.event import Event, Fault, Outcome
 from handrail.schema.registry import Registry, SchemaError, is_untyped
@@ -137,7 +137,7 @@ class Mcp:
         calls = _calls(body.value, has_header)
         if calls is None:
             if not has_header or (body.reason is None and request.size):
-                return () if not has_header else (begin(exchange, self.name, "answer", {}, body, kind="read"),)
+                return () if not has_header else (begin(exchange, self.name, "answer", Told(), body, kind="read"),)
             method = request.header("mcp-method")
             name = request.header("mcp-name")
             calls = [_Call(method or "unknown", None, {"name": name} if name else {})]
@@ -155,31 +155,31 @@ class Mcp:
         operation = {"GET": "stream", "DELETE": "session/end"}.get(exchange.request.method)
         if operation is None:
             return ()
-        return (begin(exchange, self.name, operation, {}, Body(), kind="read"),)
+        return (begin(exchange, self.name, operation, Told(), Body(), kind="read"),)
 
     def _event(self, exchange: Exchange, call: _Call, server: _Server, body: Body, number: int | None) -> Event:
         params = call.params
         meta = params.get("_meta")
         meta = meta if type(meta) is dict else {}
-        said: dict[str, Any] = {"source": self._client(exchange, call, meta)}
+        said = Told(source=self._client(exchange, call, meta))
         parent = meta.get("traceparent")
         if type(parent) is str:
-            said["trace_id"], said["span_id"] = trace_of(parent.encode("latin-1", "replace"))
-        for key in ("workflow", "task"):
-            said[key] = text(meta.get(f"handrail/{key}")) or text(meta.get(f"handrail-{key}"))
+            said.trace_id, said.span_id = trace_of(parent.encode("latin-1", "replace"))
+        said.workflow = text(meta.get("handrail/workflow")) or text(meta.get("handrail-workflow"))
+        said.task = text(meta.get("handrail/task")) or text(meta.get("handrail-task"))
         tool = call.tool
         if tool is None:
-            said["target"] = server.name
+            said.target = server.name
             read = Body(reason=body.reason)
             return begin(exchange, self.name, text(call.method), said, read, kind="read", number=number)
         arguments = params.get("arguments")
         agent, is_agent = self.agent(server.name, tool)
-        said["target"] = agent
+        said.target = agent
         if type(arguments) is dict:
-            said["state_version"] = state(arguments.get("state_version"))
-        if said.get("state_version") is None:
-            said["state_version"] = state(meta.get("state_version"))
-        said["agent_version"] = server.version
+            said.state_version = state(arguments.get("state_version"))
+        if said.state_version is None:
+            said.state_version = state(meta.get("state_version"))
+        said.agent_version = server.version
         kind = "handoff" if is_agent else "usage"
         payload = {} if arguments is None and body.reason is None else arguments
         event = begin(exchange, self.name, tool, said, body, payload=payload, kind=kind, number=number)  # type: ignore[arg-type]

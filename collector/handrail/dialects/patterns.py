@@ -217,7 +217,7 @@ def _said(payload: Any, named: Named) -> dict[str, Any]:
     if type(payload) is not dict:
         return said
     if is_envelope(payload):
-        said = {name: value for name, value in said_by(payload).items() if value is not None}
+        said = said_by(payload).fields()
     status = payload.get("status")
     if type(status) is str and OUTCOME_OF_STATUS.get(status.lower()) == "accepted":
         said["outcome"] = "accepted"

@@ -11,7 +11,7 @@ messages; garbage gives a Fault, never an exception; what it buffers is bounded.
 """
 
 from collections.abc import Iterator
-from typing import Any, Literal, Protocol
+from typing import Any, Final, Literal, Protocol
 
 from handrail.event import Fault
 from handrail.wire.body import Body, read_body
@@ -99,8 +99,39 @@ class Message:
         return f"{type(self).__name__}{self.said()!r}"
 
 
+PLACE_LENGTH: Final = 512
+"""Paths are cut to this many characters: they become keys that are kept."""
+
+
+def place(method: str, target: str) -> str:
+    """Method and path, as the operation of a request that names none. Queries stay out: they carry secrets."""
+    return f"{method} {target.partition('?')[0][:PLACE_LENGTH]}"
+
+
+TRACE_BYTES: Final = 55
+_SHAPE: Final = bytes(48 if chr(byte) in "0123456789abcdef" else 45 if byte == 45 else 0 for byte in range(256))
+_TRACED: Final = b"0" * 2 + b"-" + b"0" * 32 + b"-" + b"0" * 16 + b"-" + b"0" * 2
+
+
+def is_trace(value: bytes) -> bool:
+    """Whether this has the shape of a W3C `traceparent` of version 00, whatever its version and ids are."""
+    return value.translate(_SHAPE) == _TRACED
+
+
+class Known:
+    """What follows from the head of a request alone, found once for all requests that have the same."""
+
+    __slots__ = ("is_silent", "place")
+
+    def __init__(self, place: str, is_silent: bool) -> None:
+        self.place = place
+        """See `place`."""
+        self.is_silent = is_silent
+        """Whether it has none of the headers that speak to Handrail: `handrail-…` and `baggage`."""
+
+
 class Request(Message):
-    __slots__ = ("method", "target")
+    __slots__ = ("known", "method", "target", "trace")
 
     def __init__(
         self,
@@ -113,12 +144,18 @@ class Request(Message):
         body: bytes = b"",
         size: int = 0,
         cut: str | None = None,
+        known: Known | None = None,
+        trace: bytes | None = None,
     ) -> None:
         self.headers, self.at, self.end, self.body, self.size, self.cut = headers, at, end, body, size, cut
         self._read = None
         self.method = method
         self.target = target
         """The request target without scheme and authority: path and query as sent."""
+        self.known = known
+        """What is known of its head, None where the headers say it."""
+        self.trace = trace
+        """Its traceparent, which `is_trace`; None where the headers say it, or it has none."""
 
     def said(self) -> tuple[object, ...]:
         return self.method, self.target, self.headers, self.at, self.end, self.body, self.size, self.cut

@@ -4,10 +4,10 @@ llhttp (httptools) reads heads. What decides where a message ends is ours, becau
 ends, and refuse what two parsers could read in two ways. One message at a time: bytes behind a complete request wait in
 `rest` until the caller feeds again.
 
-The heads of a connection are nearly the same every time. A plain head, one that any two parsers read alike, is looked
-up as a whole, but for its traceparent, and where it is new taken apart line by line against a memory of lines seen
-before: 1 µs and 3 µs where llhttp's callbacks take 9. Whatever is not plain goes to llhttp, and a test holds them all
-to the same answer.
+The heads of a connection are nearly the same every time. A plain head, one that any two parsers read alike, is compared
+with the one before it, but for its traceparent; else looked up as a whole; and where it is new taken apart line by line
+against a memory of lines seen before: 0.3, 1 and 3 µs where llhttp's callbacks take 9. Whatever is not plain goes to
+llhttp, and a test holds them all to the same answer.
 
 After each `feed` the caller finds in `head` the raw head if it was completed by this call, and in `out` the raw bytes
 of the body that arrived with it, both exactly as received: what may be forwarded.
@@ -20,7 +20,7 @@ from typing import Any, Final
 import httptools
 
 from handrail.event import Fault
-from handrail.wire import HeadLimits, Reply, Request
+from handrail.wire import TRACE_BYTES, HeadLimits, Known, Reply, Request, is_trace, place
 
 REASONS = {
     "ambiguous_framing": "two parsers could disagree on where the message ends",
@@ -58,18 +58,17 @@ class _Copy:
         self._taken = 0
         self.cut: str | None = None
 
-    def open(self, headers: dict[bytes, bytes], length: int) -> None:
-        self._pieces.clear()
+    def open(self, is_read: bool, length: int) -> None:
+        """A body of this length begins, -1 where that is not known; `is_read`: its type is one that we read."""
+        if self._pieces:
+            self._pieces.clear()
         self._size = 0
-        self.cut = None
-        kind = headers.get(b"content-type")
-        if kind is not None and kind != b"application/json" and length != 0:
-            folded = kind.lower()
-            if b"json" not in folded and b"event-stream" not in folded:
-                self.cut = "not_json"
-                return
-        if length > self._limit:
+        if not is_read and length != 0:
+            self.cut = "not_json"
+        elif length > self._limit:
             self.cut = "too_large"
+        else:
+            self.cut = None
 
     def add(self, data: bytes) -> None:
         if self.cut is not None:
@@ -122,36 +121,59 @@ _PLAIN_STATUS = re.compile(rb"HTTP/1\.1 ([1-5][0-9][0-9]) [A-Za-z -]*")
 _HEADS: Final = 512
 _HEAD_BYTES: Final = 1_024
 _TRACE: Final = b"\r\ntraceparent: "
-_TRACE_BYTES: Final = 55
-_AS_TRACE: Final = bytes(48 if byte in b"0123456789abcdef-" else 0 for byte in range(256))
-_TRACE_SHAPE: Final = b"0" * _TRACE_BYTES
 
 _fields: Final[dict[bytes, tuple[bytes, bytes]]] = {}
 _requests: Final[dict[bytes, tuple[str, bytes, str]]] = {}
 _statuses: Final[dict[bytes, int]] = {}
 
 
-class _RequestHead:
-    """What a plain head without its traceparent says, its framing included; never changed."""
+def _is_read(headers: dict[bytes, bytes]) -> bool:
+    """Whether a body under this head is of a type that is read."""
+    kind = headers.get(b"content-type")
+    if kind is None or kind == b"application/json":
+        return True
+    folded = kind.lower()
+    return b"json" in folded or b"event-stream" in folded
 
-    __slots__ = ("headers", "length", "lines", "method", "target", "text")
 
-    def __init__(self, line: tuple[str, bytes, str], lines: int, headers: dict[bytes, bytes], length: int) -> None:
+class _RequestHead(Known):
+    """What a plain head says but for the value of its traceparent, its framing included; never changed."""
+
+    __slots__ = ("after", "before", "headers", "is_read", "length", "lines", "method", "target", "text")
+
+    def __init__(
+        self,
+        before: bytes,
+        after: bytes,
+        line: tuple[str, bytes, str],
+        lines: int,
+        headers: dict[bytes, bytes],
+        length: int,
+    ) -> None:
+        super().__init__(
+            place=place(line[0], line[2]),
+            is_silent=not any(name.startswith(b"handrail-") or name == b"baggage" for name in headers),
+        )
+        self.before, self.after = before, after
+        """The head up to the value of its traceparent, and behind it; all of it and nothing where it has none."""
         self.method, self.target, self.text = line
         self.lines = lines
         self.headers = headers
         self.length = length
+        self.is_read = _is_read(headers)
 
 
 class _ReplyHead:
     """What a plain head says; `length` is that of its body where Content-Length alone says it, else -1."""
 
-    __slots__ = ("headers", "length", "lines", "status")
+    __slots__ = ("head", "headers", "is_read", "length", "lines", "status")
 
-    def __init__(self, status: int, lines: int, headers: dict[bytes, bytes]) -> None:
+    def __init__(self, head: bytes, status: int, lines: int, headers: dict[bytes, bytes]) -> None:
+        self.head = head
         self.status = status
         self.lines = lines
         self.headers = headers
+        self.is_read = _is_read(headers)
         length = headers.get(b"content-length", b"")
         is_all = status >= 200 and status not in (204, 304) and length.isdigit() and len(length) <= 18
         self.length = int(length) if is_all else -1
@@ -181,16 +203,16 @@ def _plain_field(line: bytes) -> tuple[bytes, bytes] | None:
     return field
 
 
-def _without_trace(head: bytes) -> tuple[bytes, bytes]:
-    """A head without its first traceparent line, and that line's value; the head itself and nothing where none is."""
-    start = head.find(_TRACE)
-    if start < 0:
-        return head, b""
-    value = head[start + len(_TRACE) : start + len(_TRACE) + _TRACE_BYTES]
-    end = start + len(_TRACE) + _TRACE_BYTES
-    if head[end : end + 2] != b"\r\n" or value.translate(_AS_TRACE) != _TRACE_SHAPE:
-        return head, b""
-    return head[:start] + head[end:], value
+def _around_trace(head: bytes) -> tuple[bytes, bytes, bytes]:
+    """What stands before the value of a head's first traceparent, the value, and what stands behind it.
+
+    All of the head, and nothing twice, where it has none that is written as everybody writes it.
+    """
+    start = head.find(_TRACE) + len(_TRACE)
+    end = start + TRACE_BYTES
+    if start < len(_TRACE) or head[end : end + 2] != b"\r\n" or not is_trace(head[start:end]):
+        return head, b"", b""
+    return head[:start], head[start:end], head[end:]
 
 
 def _is_lasting(headers: dict[bytes, bytes]) -> bool:
@@ -246,6 +268,8 @@ class RequestDecoder:
         """Of the body under way in bytes; -1 where it is chunked."""
         self._repeated: bytes | None = None
         self._size = 0
+        self._seen: _RequestHead | None = None  # what the last head was known as, None where it was not
+        self._trace: bytes | None = None  # its traceparent, None where it had none or was not known
 
     # What llhttp calls.
 
@@ -273,39 +297,31 @@ class RequestDecoder:
             data = self.rest + data
         else:
             self.started = at
-        if data.startswith(b"\r\n"):  # RFC 9112 2.2: empty lines before a request line are ignored
-            data = data[_EMPTY_LINES.match(data).end() :]  # type: ignore[union-attr]
         self.out = b""
-        end = data.find(b"\r\n\r\n")
+        end = self._same_head(data)
         if end < 0:
-            self.rest = data
-            if data.startswith(_TLS):  # its sender waits for an answer, and would until limits.header_seconds
-                return _fault("malformed", "a TLS connection; this address speaks plain HTTP", at)
-            if len(data) > self._head_bytes:
-                return self._too_large(data, f"no end of the head within {self._head_bytes} bytes", at)
-            if _BARE_LF.search(data):
-                return _fault("malformed", "a line ends in LF without CR", at)
-            return None
-        end += 4
-        head = data if end == len(data) else data[:end]
+            if data.startswith(b"\r\n"):  # RFC 9112 2.2: empty lines before a request line are ignored
+                data = data[_EMPTY_LINES.match(data).end() :]  # type: ignore[union-attr]
+            end = data.find(b"\r\n\r\n") + 4
+            if end < 4:
+                return self._wait(data, at)
+            fault = self._read_head(data if end == len(data) else data[:end], at)
+            if fault is not None:
+                self.rest = data if fault.reason == "http2" else b""
+                return fault
         self.rest = b""
-        fault = self._read_head(head, at)
-        if fault is not None:
-            if fault.reason == "http2":
-                self.rest = data
-            return fault
-        self.head = head
+        self.head = data if end == len(data) else data[:end]
         self._size = 0
-        self._copy.open(self.headers, self.length)
-        if end + self.length == len(data) and self.length and self._plain:
-            self.out = out = data[end:]  # the whole body came with its head
-            self._size = self.length
-            self._left = 0
-            self._copy.add(out)
-            return self._complete(at)
-        if self.length == 0:
+        seen, length = self._seen, self.length
+        self._copy.open(_is_read(self.headers) if seen is None else seen.is_read, length)
+        if length == 0:
             self.rest = data[end:] if end < len(data) else b""
-            return self._complete(at)
+            return self._complete(b"", at)
+        if end + length == len(data) and self._plain:
+            self.out = out = data[end:]  # the whole body came with its head
+            self._size = length
+            self._left = 0
+            return self._complete(b"" if self._copy.cut is not None else out, at)
         self.inside = True
         if end == len(data):
             return None
@@ -317,7 +333,49 @@ class RequestDecoder:
             return _fault("incomplete", "the client ended the connection inside a request", at)
         return None
 
+    def _wait(self, data: bytes, at: float) -> Fault | None:
+        """A head that is not complete: kept, unless it can become none."""
+        self.rest = data
+        if data.startswith(_TLS):  # its sender waits for an answer, and would until limits.header_seconds
+            return _fault("malformed", "a TLS connection; this address speaks plain HTTP", at)
+        if len(data) > self._head_bytes:
+            return self._too_large(data, f"no end of the head within {self._head_bytes} bytes", at)
+        if _BARE_LF.search(data):
+            return _fault("malformed", "a line ends in LF without CR", at)
+        return None
+
+    def _same_head(self, data: bytes) -> int:
+        """Where the head ends that `data` begins with, if it is the last one again; else -1.
+
+        Two comparisons in place of two searches and a look-up: 4,000 instructions less.
+        """
+        seen = self._seen
+        if seen is None or not data.startswith(seen.before):
+            return -1
+        start = len(seen.before)
+        if not seen.after:
+            self._take_head(seen, None)
+            return start
+        end = start + TRACE_BYTES
+        whole = end + len(seen.after)
+        if data[end:whole] != seen.after or not is_trace(data[start:end]):
+            return -1
+        self._take_head(seen, data[start:end])
+        return whole
+
+    def _take_head(self, seen: _RequestHead, trace: bytes | None) -> None:
+        self.headers = headers = seen.headers.copy()
+        if trace is not None:
+            headers[b"traceparent"] = trace
+        self.method, self.target, self._text = seen.method, seen.target, seen.text
+        self.version = "1.1"
+        self._repeated = None
+        self._plain = True
+        self.length = self._left = seen.length
+        self._seen, self._trace = seen, trace
+
     def _read_head(self, head: bytes, at: float) -> Fault | None:
+        self._seen = self._trace = None
         if len(head) > self._head_bytes:
             return self._too_large(head, f"the head is longer than {self._head_bytes} bytes", at)
         if len(head) > self._field_bytes and max(map(len, head.split(b"\r\n"))) > self._field_bytes:
@@ -325,16 +383,11 @@ class RequestDecoder:
         if head.startswith(b"PRI * HTTP/2"):
             return _fault("http2", "an HTTP/2 connection", at)
         self._repeated = None
-        kept, trace = _without_trace(head)
-        seen = _heads.get(kept)
-        if seen is not None and seen.lines <= self._lines + 2:
-            self.headers = headers = seen.headers.copy()
-            if trace:
-                headers[b"traceparent"] = trace
-            self.method, self.target, self._text = seen.method, seen.target, seen.text
-            self.version = "1.1"
-            self._plain = True
-            self.length = self._left = seen.length
+        before, trace, after = _around_trace(head)
+        seen = _heads.get(before + after)
+        # As long behind the value, because a head whose traceparent is empty is the same text otherwise.
+        if seen is not None and len(seen.after) == len(after) and seen.lines <= self._lines + 3:
+            self._take_head(seen, trace or None)
             return None
         lines = head.split(b"\r\n")
         known = _requests.get(lines[0]) or self._plain_request(lines[0])
@@ -353,7 +406,9 @@ class RequestDecoder:
             if _is_lasting(lasting) and plain.get(b"traceparent", b"") == trace:
                 if len(_heads) >= _HEADS:
                     _heads.clear()
-                _heads[kept] = _RequestHead(known, len(lines) - bool(trace), lasting, self.length)
+                seen = _RequestHead(before, after, known, len(lines), lasting, self.length)
+                _heads[before + after] = self._seen = seen
+                self._trace = trace or None
         return fault
 
     def _read_odd_head(self, head: bytes, at: float) -> Fault | None:
@@ -458,7 +513,7 @@ class RequestDecoder:
         self.inside = False
         if used < len(data):
             self.rest = data[used:]
-        return self._complete(at)
+        return self._complete(self._copy.take(), at)
 
     def wait(self, data: bytes, at: float) -> int:
         """Bytes behind a complete request that is being answered; how many wait now."""
@@ -467,8 +522,7 @@ class RequestDecoder:
         self.rest += data
         return len(self.rest)
 
-    def _complete(self, at: float) -> Request:
-        copy = self._copy
+    def _complete(self, body: bytes, at: float) -> Request:
         started, self.started = self.started, at  # what is in `rest` begins here
         return Request(
             method=self.method,
@@ -476,9 +530,11 @@ class RequestDecoder:
             headers=self.headers,
             at=started,
             end=at,
-            body=copy.take(),
+            body=body,
             size=self._size,
-            cut=copy.cut if self._size else None,
+            cut=self._copy.cut if self._size else None,
+            known=self._seen,
+            trace=self._trace,
         )
 
     def partial(self, at: float) -> Request:
@@ -602,7 +658,7 @@ class ReplyDecoder:
         self._chunks: ChunkedDecoder | None = None
         self._left = 0  # bytes of a body of known length still to come; -1 where it ends with the connection
         self._headers: dict[bytes, bytes] = {}
-        self._known = -1  # the length of the body where the head was seen before and Content-Length alone says it
+        self._seen: _ReplyHead | None = None  # what the last head was known as, None where it was not
         self._repeated: bytes | None = None
         self._size = 0
         self._first = 0.0
@@ -649,18 +705,24 @@ class ReplyDecoder:
         if self._held:
             data = self._held + data
             self._held = b""
-        while True:
-            end = data.find(b"\r\n\r\n") + 4
-            if end < 4 or end > self._head_bytes:
-                return self._wait(data, end, at)
-            status = self._read_head(data[:end] if end < len(data) else data)
-            if isinstance(status, str):
-                return _fault("malformed", status, at)
-            data = data[end:]
-            if status == 101 or status >= 200:
-                break
-            if not data:
-                return None
+        seen = self._seen
+        if seen is not None and seen.length > 0 and data.startswith(seen.head):
+            # The last head again, but for a later second in its Date: two searches less, 2,000 instructions.
+            self._headers = seen.headers.copy()
+            status, data = seen.status, data[len(seen.head) :]
+        else:
+            while True:
+                end = data.find(b"\r\n\r\n") + 4
+                if end < 4 or end > self._head_bytes:
+                    return self._wait(data, end, at)
+                read = self._read_head(data[:end] if end < len(data) else data)
+                if isinstance(read, str):
+                    return _fault("malformed", read, at)
+                status, data = read, data[end:]
+                if status == 101 or status >= 200:
+                    break
+                if not data:
+                    return None
         self.status = status
         self._first = at
         return self._framing(data, at)
@@ -672,14 +734,14 @@ class ReplyDecoder:
         self._at = at
         if not self.status or self._chunks is not None or self._left >= 0:
             return _fault("incomplete", "the upstream ended the connection before the reply was complete", at)
-        return self._finish()
+        return self._finish(self._copy.take())
 
     def partial(self) -> Reply | None:
         """What has come of a reply that will not be completed; None before the end of its head."""
         if not self._expecting or not self.status:
             self.drop()
             return None
-        reply = self._finish()
+        reply = self._finish(self._copy.take())
         reply.cut = self._copy.cut or "incomplete"
         return reply
 
@@ -701,9 +763,9 @@ class ReplyDecoder:
         seen = _replies.get(head)
         if seen is not None and len(head) <= self._field_bytes and seen.lines <= self._lines:
             self._headers = seen.headers.copy()
-            self._known = seen.length
+            self._seen = seen
             return seen.status
-        self._known = -1
+        self._seen = None
         lines = head.split(b"\r\n")
         status = _statuses.get(lines[0]) or _plain_status(lines[0])
         if status is not None and len(head) <= self._field_bytes and len(lines) <= self._lines:
@@ -713,7 +775,7 @@ class ReplyDecoder:
                 if len(head) <= _HEAD_BYTES and _is_lasting(plain):
                     if len(_replies) >= _HEADS:
                         _replies.clear()
-                    _replies[head] = _ReplyHead(status, len(lines), plain.copy())
+                    _replies[head] = _ReplyHead(head, status, len(lines), plain.copy())
                 return status
         if max(map(len, lines)) > self._field_bytes or len(lines) > self._lines + 3:
             return "a header is too long, or there are too many"
@@ -734,25 +796,30 @@ class ReplyDecoder:
         if self._repeated is not None:
             return _fault("ambiguous_framing", f"more than one {self._repeated.decode('latin-1')} header", at)
         self._size = 0
-        known = self._known
-        if known > 0 and not self._no_body:
-            self._left = known
-            self._copy.open(headers, known)
+        seen = self._seen
+        is_read = _is_read(headers) if seen is None else seen.is_read
+        if seen is not None and seen.length > 0 and not self._no_body:
+            self._copy.open(is_read, seen.length)
+            if len(data) == seen.length:  # the whole body came with its head
+                self._left = 0
+                self._size = seen.length
+                return self._finish(b"" if self._copy.cut is not None else data)
+            self._left = seen.length
             return self._body(data, at) if data else None
         self._left = 0
         if status == 101:
             self.switched = True
-            self._copy.open(headers, 0)
-            return self._finish()
+            self._copy.open(is_read, 0)
+            return self._finish(b"")
         coding = headers.get(b"transfer-encoding")
         length = headers.get(b"content-length")
         if coding is not None and length is not None:
             return _fault("ambiguous_framing", "both Content-Length and Transfer-Encoding", at)
         if self._no_body or status in (204, 304):
-            self._copy.open(headers, 0)
+            self._copy.open(is_read, 0)
             return self._finish_before(data, at)
         if coding is not None:
-            self._copy.open(headers, -1)
+            self._copy.open(is_read, -1)
             if coding.lower().rpartition(b",")[2].strip() == b"chunked":
                 self._chunks = ChunkedDecoder(self._take, self._limits)
             else:
@@ -760,11 +827,11 @@ class ReplyDecoder:
             if coding.lower() != b"chunked":
                 self._copy.cut = "unknown_encoding"
         elif length is None:
-            self._copy.open(headers, -1)
+            self._copy.open(is_read, -1)
             self._left = -1
         elif length.isdigit() and len(length) <= 18:
             self._left = int(length)
-            self._copy.open(headers, self._left)
+            self._copy.open(is_read, self._left)
             if not self._left:
                 return self._finish_before(data, at)
         else:
@@ -790,7 +857,7 @@ class ReplyDecoder:
         self._left = 0
         if len(data) == left:
             self._take(data)
-            return self._finish()
+            return self._finish(self._copy.take())
         self._take(data[:left])
         return self._finish_before(data[left:], at)
 
@@ -802,17 +869,16 @@ class ReplyDecoder:
         """The reply is complete, and nothing may follow it."""
         if rest:
             return _fault("ambiguous_framing", "the upstream sent more than its reply", at)
-        return self._finish()
+        return self._finish(self._copy.take())
 
-    def _finish(self) -> Reply:
-        copy = self._copy
+    def _finish(self, body: bytes) -> Reply:
         self._expecting = False
         return Reply(
             status=self.status,
             headers=self._headers,
             at=self._first,
             end=self._at,
-            body=copy.take(),
+            body=body,
             size=self._size,
-            cut=copy.cut if self._size else None,
+            cut=self._copy.cut if self._size else None,
         )
