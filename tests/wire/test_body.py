@@ -15,7 +15,7 @@ import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 
-from handrail.wire import BodyLimits
+from handrail.wire import BodyLimits, body
 from handrail.wire.body import REASONS, Body, decode, parse, read_body
 
 LIMITS = BodyLimits()
@@ -294,3 +294,15 @@ def test_wide_bodies_cost_little() -> None:
     before = time.process_time()
     assert parse(raw, 128).reason is None
     assert time.process_time() - before < 2.0
+
+
+def test_small_bodies_are_remembered_within_a_bound() -> None:
+    """The same bytes are read once, whatever came between; a lower limit of depth is still a limit."""
+    raw = b'{"status":[[["accepted"]]]}'
+    for number in range(1_000):
+        assert read_body(JSON, raw, None, LIMITS) == Body({"status": [[["accepted"]]]})
+        assert read_body(JSON, b'{"id":%d}' % number, None, LIMITS) == Body({"id": number})
+        assert read_body(JSON, b'{"id":1,"id":%d}' % number, None, LIMITS) == Body({"id": number}, "duplicate_key")
+    assert len(body._small) <= 64
+    assert read_body(JSON, raw, None, BodyLimits(depth=3)).reason == "too_deep"
+    assert read_body({b"content-type": b"text/csv"}, raw, None, LIMITS).reason == "not_json"

@@ -53,17 +53,28 @@ class Body:
 
 
 EMPTY: Final = Body()
+_loads: Final = orjson.loads
+_dumps: Final = orjson.dumps
+
+
+_SMALL: Final = 192
+_REMEMBERED: Final = 64
+_small: Final[dict[bytes, Body]] = {}
 
 
 def read_body(headers: dict[bytes, bytes], raw: bytes, cut: str | None, limits: BodyLimits) -> Body:
-    """Headers and the bounded copy to a Body. An empty body is a Body with neither value nor reason."""
+    """Headers and the bounded copy to a Body. An empty body is a Body with neither value nor reason.
+
+    Acknowledgements and polls are the same few bytes again and again: such bodies are remembered, which spares 5,000
+    instructions where one comes again and costs 500 where not. So a value may be shared, and nobody may change it.
+    """
     if cut is not None:
         return Body(reason=cut)
     if not raw:
         return EMPTY
-    kind = headers.get(b"content-type", b"")
-    # The first comparison spares nearly every body the search: `in` raises and clears an error first, 0.3 µs.
-    if kind != b"application/json" and kind and b"json" not in kind.lower():
+    kind = headers.get(b"content-type")
+    # The comparison spares nearly every body the search: `in` raises and clears an error first, 0.3 µs.
+    if kind is not None and kind != b"application/json" and kind and b"json" not in kind.lower():
         return Body(reason="not_json")
     encoding = headers.get(b"content-encoding")
     if encoding is not None:
@@ -71,7 +82,15 @@ def read_body(headers: dict[bytes, bytes], raw: bytes, cut: str | None, limits: 
         if isinstance(decoded, str):
             return Body(reason=decoded)
         raw = decoded
-    return parse(raw, limits.depth)
+    depth = limits.depth
+    if len(raw) > _SMALL or depth < _SMALL:  # fewer bytes than levels are never too deep
+        return parse(raw, depth)
+    body = _small.get(raw)
+    if body is None:
+        if len(_small) >= _REMEMBERED:
+            _small.clear()
+        body = _small[raw] = parse(raw, depth)
+    return body
 
 
 def decode(encoding: bytes, raw: bytes, limits: BodyLimits) -> bytes | str:
@@ -174,13 +193,13 @@ def parse(raw: bytes, depth: int) -> Body:
     if raw.startswith(b"\xef\xbb\xbf"):
         raw = raw[3:]  # RFC 8259 8.1: a reader may ignore a byte order mark
     try:
-        value = orjson.loads(raw)
+        value = _loads(raw)
     except orjson.JSONDecodeError as error:
         return Body(reason="too_deep" if "depth" in str(error) else "invalid_json")
     if depth < _WRITE_DEPTH and raw.count(b"{") + raw.count(b"[") > depth and _deeper_than(raw, depth):
         return Body(reason="too_deep")
     try:
-        again = orjson.dumps(value)
+        again = _dumps(value)
     except orjson.JSONEncodeError:
         return Body(reason="too_deep")
     if again == raw:
