@@ -10,6 +10,7 @@ written here, and not by prometheus_client from its sample objects, because that
 interpreter meanwhile: 0.14 s for 200 label sets, where this takes a few milliseconds. The tests compare the two.
 """
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Final, Literal
 
@@ -110,23 +111,71 @@ def _bucket(bounds: tuple[float, ...], value: float) -> int:
     return place
 
 
+class _Row:
+    """The observations of one label set: how many in each bucket, and their sum.
+
+    One mostly falls into the bucket of the one before: it costs two comparisons and two additions of machine numbers,
+    and no object: 3,500 instructions less for a handoff than a search and a list. Nothing between two of the
+    assignments to what `copy` reads lets another thread run.
+    """
+
+    __slots__ = ("_above", "_bounds", "_counts", "_place", "_run", "_sum", "_upto")
+
+    def __init__(self, bounds: tuple[float, ...]) -> None:
+        self._bounds = bounds
+        self._counts = [0] * (len(bounds) + 1)
+        self._sum = 0.0
+        self._place = 0
+        self._run = 0  # those of bucket `_place` that `_counts` does not have yet
+        self._above, self._upto = math.inf, -math.inf
+
+    def add(self, value: float) -> None:
+        """One observation."""
+        if not self._above < value <= self._upto:
+            self._turn_to(_bucket(self._bounds, value))
+        self._run += 1
+        self._sum += value
+
+    def _turn_to(self, place: int) -> None:
+        bounds = self._bounds
+        self._above = bounds[place - 1] if place else -math.inf
+        self._upto = bounds[place] if place < len(bounds) else math.inf
+        self._counts[self._place] += self._run
+        self._run = 0
+        self._place = place
+
+    def copy(self) -> tuple[list[int], float]:
+        """How many in each bucket, the one without a bound last, and their sum."""
+        counts, place, run, total = self._counts[:], self._place, self._run, self._sum
+        counts[place] += run
+        return counts, total
+
+
 class _Histogram:
-    """Label sets to `[bucket…, +Inf, sum]`, one flat list each, so that a slice is a consistent copy.
+    """Label sets to their rows.
 
     `unit` turns what is observed into what is shown (milliseconds to seconds), at render and not for each observation.
     """
 
     def __init__(
-        self, name: str, labels: tuple[str, ...], bounds: Sequence[float], help: str, unit: float = 1.0
+        self,
+        name: str,
+        labels: tuple[str, ...],
+        bounds: Sequence[float],
+        help: str,
+        unit: float = 1.0,
+        observed: tuple[float, ...] | None = None,
     ) -> None:
         self.name, self.labels, self.bounds, self.help, self.unit = name, labels, bounds, help, unit
-        self.rows: dict[tuple[str, ...], list[float]] = {}
+        self._observed = tuple(bounds) if observed is None else observed
+        """The bounds in the unit of what is observed."""
+        self.rows: dict[tuple[str, ...], _Row] = {}
         self.exemplars: dict[tuple[str, ...], dict[int, str]] = {}
         """Of a label set, the latest exemplar of each bucket as OpenMetrics writes it; only where traces are sent."""
         self._heads: dict[tuple[str, ...], tuple[list[str], str, str]] = {}
 
-    def row(self, labels: tuple[str, ...]) -> list[float]:
-        """The counts of a label set; a new one begins at nought."""
+    def row(self, labels: tuple[str, ...]) -> _Row:
+        """The row of a label set; a new one begins at nought."""
         row = self.rows.get(labels)
         if row is None:
             pairs = _pairs(self.labels, labels)
@@ -134,19 +183,19 @@ class _Histogram:
             heads = [f'{self.name}_bucket{{{comma}le="{_bound(bound)}"}} ' for bound in self.bounds]
             heads.append(f'{self.name}_bucket{{{comma}le="+Inf"}} ')
             self._heads[labels] = (heads, f"{self.name}_sum{{{pairs}}} ", f"{self.name}_count{{{pairs}}} ")
-            row = self.rows[labels] = [0] * (len(self.bounds) + 1) + [0.0]
+            row = self.rows[labels] = _Row(self._observed)
         return row
 
-    def exemplar(self, labels: tuple[str, ...], bounds: tuple[float, ...], value: float, trace: str, at: float) -> None:
+    def exemplar(self, labels: tuple[str, ...], value: float, trace: str, at: float) -> None:
         """Remembers which trace an observation belongs to; nothing where those labels were never counted."""
         if labels in self.rows:
             text = f" # {{{trace}}} {value * self.unit} {at:.3f}"
-            self.exemplars.setdefault(labels, {})[_bucket(bounds, value)] = text
+            self.exemplars.setdefault(labels, {})[_bucket(self._observed, value)] = text
 
     def lines(self, openmetrics: bool = False) -> Iterator[str]:
         yield f"# HELP {self.name} {self.help}\n# TYPE {self.name} histogram\n"
         for labels, row in list(self.rows.items()):
-            *counts, total = row[:]
+            counts, total = row.copy()
             if not any(counts):
                 continue
             heads, sum_head, count_head = self._heads[labels]
@@ -170,8 +219,17 @@ def _escaped(value: str) -> str:
     return value.replace("\\", "\\\\").replace("\n", "\\n").replace('"', '\\"')
 
 
-_Edge = tuple[list[float], list[float], list[float], list[float], list[float], list[float], list[float]]
-"""What one label set of handoffs adds up to: `[count]`, and its rows in the histograms, which other outcomes share."""
+class _Edge:
+    """What one label set of handoffs adds up to: how many, and its rows in the histograms, which others share."""
+
+    __slots__ = ("contexts", "count", "durations", "inspections", "overheads", "sizes", "transfers")
+
+    def __init__(
+        self, durations: _Row, overheads: _Row, inspections: _Row, transfers: _Row, sizes: _Row, contexts: _Row
+    ) -> None:
+        self.count = 0
+        self.durations, self.overheads, self.inspections = durations, overheads, inspections
+        self.transfers, self.sizes, self.contexts = transfers, sizes, contexts
 
 
 class Metrics:
@@ -190,6 +248,7 @@ class Metrics:
             DURATION_SECONDS,
             "First byte of the request to the last byte of the reply.",
             unit=0.001,
+            observed=_DURATION_MS,
         )
         # Not by edge: what Handrail adds depends on the protocol it reads, not on who talks.
         self._overhead = _Histogram(
@@ -198,6 +257,7 @@ class Metrics:
             OVERHEAD_SECONDS,
             "Time that handoffs spent inside Handrail, both directions together.",
             unit=0.001,
+            observed=_OVERHEAD_MS,
         )
         self._inspection = _Histogram(
             "handrail_handoff_inspection_seconds",
@@ -205,6 +265,7 @@ class Metrics:
             OVERHEAD_SECONDS,
             "Time to read, validate and judge a handoff, beside it; in its overhead only where it was held.",
             unit=0.001,
+            observed=_OVERHEAD_MS,
         )
         self._transfer = _Histogram(
             "handrail_handoff_transfer_seconds",
@@ -212,6 +273,7 @@ class Metrics:
             TRANSFER_SECONDS,
             "First to last byte of the request and of the reply: serialisation and transfer.",
             unit=0.001,
+            observed=_TRANSFER_MS,
         )
         self._payload = _Histogram(
             "handrail_payload_bytes", ("source", "target"), PAYLOAD_BYTES, "Size of what was handed over."
@@ -226,6 +288,7 @@ class Metrics:
             "What is shared through stores and buses: `written` and `published` until acknowledged, `read` for the "
             "first time by another agent since then, `delivered` since the publish, `acknowledged` since the delivery.",
             unit=0.001,
+            observed=_STATE_MS,
         )
         self._writes = _Histogram(
             "handrail_sink_write_seconds", ("table",), WRITE_SECONDS, "Time of one attempt to write a batch."
@@ -241,29 +304,22 @@ class Metrics:
             self.count("handrail_events_total", event.kind, event.protocol or "")
             return
         key = (event.source, event.target, event.channel, event.protocol, event.outcome)
-        try:
-            count, durations, overheads, inspections, transfers, sizes, contexts = self._edges[key]
-        except KeyError:
-            count, durations, overheads, inspections, transfers, sizes, contexts = self._edge(key)
-        count[0] += 1
-        if (value := event.duration_ms) is not None:
-            durations[_bucket(_DURATION_MS, value)] += 1
-            durations[-1] += value
-        if (value := event.overhead_ms) is not None:
-            overheads[_bucket(_OVERHEAD_MS, value)] += 1
-            overheads[-1] += value
-        if (value := event.inspection_ms) is not None:
-            inspections[_bucket(_OVERHEAD_MS, value)] += 1
-            inspections[-1] += value
-        if (value := event.transfer_ms) is not None:
-            transfers[_bucket(_TRANSFER_MS, value)] += 1
-            transfers[-1] += value
-        if (value := event.payload_bytes) is not None:
-            sizes[_bucket(PAYLOAD_BYTES, value)] += 1
-            sizes[-1] += value
-        if (value := event.tokens) is not None:
-            contexts[_bucket(CONTEXT_TOKENS, value)] += 1
-            contexts[-1] += value
+        edge = self._edges.get(key)
+        if edge is None:
+            edge = self._edge(key)
+        edge.count += 1
+        if event.duration_ms is not None:
+            edge.durations.add(event.duration_ms)
+        if event.overhead_ms is not None:
+            edge.overheads.add(event.overhead_ms)
+        if event.inspection_ms is not None:
+            edge.inspections.add(event.inspection_ms)
+        if event.transfer_ms is not None:
+            edge.transfers.add(event.transfer_ms)
+        if event.payload_bytes is not None:
+            edge.sizes.add(event.payload_bytes)
+        if event.tokens is not None:
+            edge.contexts.add(event.tokens)
 
     def latency(self, event: Event) -> None:
         """A delivery that was counted before and is acknowledged now."""
@@ -282,17 +338,17 @@ class Metrics:
         edge = tuple(map(_label, (event.source, event.target, event.channel, event.protocol)))
         if edge not in self._duration.rows:
             edge = ("other", "other", *edge[2:])
-        for histogram, labels, bounds, value in (
-            (self._duration, edge, _DURATION_MS, event.duration_ms),
-            (self._overhead, edge[2:], _OVERHEAD_MS, event.overhead_ms),
-            (self._payload, edge[:2], PAYLOAD_BYTES, event.payload_bytes),
-            (self._tokens, edge[:2], CONTEXT_TOKENS, event.tokens),
+        for histogram, labels, value in (
+            (self._duration, edge, event.duration_ms),
+            (self._overhead, edge[2:], event.overhead_ms),
+            (self._payload, edge[:2], event.payload_bytes),
+            (self._tokens, edge[:2], event.tokens),
         ):
             if value is not None:
-                histogram.exemplar(labels, bounds, float(value), trace, event.at)
+                histogram.exemplar(labels, float(value), trace, event.at)
         if event.kind == "deliver" and event.lag_ms is not None and event.store is not None:
             labels = (event.store, "delivered")
-            self._state.exemplar(labels, _STATE_MS, float(event.lag_ms), trace, event.at)
+            self._state.exemplar(labels, float(event.lag_ms), trace, event.at)
 
     def _observe_state(self, store: str | None, step: str, value: float | None) -> None:
         if value is None or store is None:
@@ -301,9 +357,7 @@ class Metrics:
         if labels not in self._state.rows and len(self._state.rows) >= self.label_sets - 1:
             self._overflow(self._state.name)
             labels = ("other", "other")
-        row = self._state.row(labels)
-        row[_bucket(_STATE_MS, value)] += 1
-        row[-1] += value
+        self._state.row(labels).add(value)
 
     def finding(self, finding: Finding) -> None:
         self.count("handrail_findings_total", finding.rule, finding.severity, n=finding.count)
@@ -357,9 +411,7 @@ class Metrics:
 
     def wrote(self, table: str, result: Literal["stored", "busy", "refused"], seconds: float, rows: int = 0) -> None:
         """One attempt of the sink to write a batch; `rows` confirmed."""
-        row = self._writes.row((table,))
-        row[_bucket(WRITE_SECONDS, seconds)] += 1
-        row[-1] += seconds
+        self._writes.row((table,)).add(seconds)
         self.count("handrail_sink_batches_total", table, result)
         if rows:
             self.count("handrail_sink_rows_total", table, n=rows)
@@ -374,7 +426,7 @@ class Metrics:
         return "".join(self._lines(openmetrics=True)).encode() + process
 
     def _lines(self, openmetrics: bool = False) -> Iterator[str]:
-        handoffs = ((labels, edge[0][0]) for labels, edge in list(self._named.items()))
+        handoffs = ((labels, edge.count) for labels, edge in list(self._named.items()))
         yield from _family(_HANDOFFS, "counter", "Handoffs seen.", (*_EDGE, "outcome"), handoffs, openmetrics)
         for histogram in (
             self._duration,
@@ -416,8 +468,7 @@ class Metrics:
 
     def _new(self, labels: tuple[str, ...]) -> _Edge:
         source, target, channel, protocol, _ = labels
-        edge = self._named[labels] = (
-            [0],
+        edge = self._named[labels] = _Edge(
             self._duration.row((source, target, channel, protocol)),
             self._overhead.row((channel, protocol)),
             self._inspection.row((channel, protocol)),
