@@ -38,6 +38,7 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 _INT64_MAX: Final = 2**63 - 1
+_INT_SHORT: Final = 2**62 - 1
 _dumps: Final = orjson.dumps
 _WITH_NEWLINE: Final = orjson.OPT_APPEND_NEWLINE
 _AT: Final = FIELDS.index("at")
@@ -235,10 +236,12 @@ class ClickHouseSink:
         at = record.at
         second = int(at)
         at = second + int((at - second) * 1e6 + 0.5) / 1e6
-        if isinstance(record, Finding):
+        if not isinstance(record, Event):
             return self._encode(msgspec.structs.replace(record, at=at)) + b"\n"
-        # ClickHouse would take a longer integer modulo 2^64 without a word; these two come from the wire.
-        if (record.tokens or 0) > _INT64_MAX or (record.attempt or 0) > _INT64_MAX:
+        # ClickHouse would take a longer integer modulo 2^64 without a word; these two come from the wire. The first
+        # comparison is one of machine numbers, the second of objects.
+        tokens, attempt = record.tokens or 0, record.attempt or 0
+        if (tokens > _INT_SHORT and tokens > _INT64_MAX) or (attempt > _INT_SHORT and attempt > _INT64_MAX):
             raise OverflowError
         # An array: with every column's name beside its value a row takes 1.6 times the bytes and three times the time.
         row = record.values()
