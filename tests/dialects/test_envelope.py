@@ -1,5 +1,6 @@
 """Transcripts of the canonical envelope, and of what only looks like one."""
 
+import gzip
 import json
 from typing import Any
 
@@ -8,8 +9,8 @@ import pytest
 from dialects.exchanges import exchange, final, halves, reader
 from handrail.config import Config, ConfigError, EnvelopeConfig
 from handrail.dialects.envelope import Envelope
-from handrail.wire import Exchange, HeadLimits, Request, Route
-from handrail.wire.http1 import RequestDecoder
+from handrail.wire import Exchange, HeadLimits, Reply, Request, Route
+from handrail.wire.http1 import ReplyDecoder, RequestDecoder
 
 ENVELOPE: dict[str, Any] = {
     "task_id": "t-7",
@@ -78,6 +79,41 @@ def test_a_head_that_is_known_says_what_its_headers_say(headers: dict[str, str])
         known, looked = (dialect.ask(Exchange(id="x", route=Route(), request=each)) for each in (request, plain))
         assert known == looked
         assert known[0].operation == f"POST /handoff/{len(head)}"
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {},
+        {"content-type": "application/json"},
+        {"content-type": "text/event-stream"},
+        {"content-type": "text/csv"},
+        {"content-type": "application/json", "content-encoding": "gzip"},
+        {"content-type": "application/json", "handrail-accept": "order@2"},
+    ],
+)
+def test_the_head_of_a_reply_that_is_known_says_what_its_headers_say(headers: dict[str, str]) -> None:
+    """Its body is read, timed and versioned as by looking for each header."""
+    body = json.dumps({"task_id": "t-7", "status": "failed"}).encode()
+    body = gzip.compress(body) if "content-encoding" in headers else body
+    lines = {**headers, "x-of": "replies", "content-length": str(len(body))}
+    raw = "".join(f"{name}: {value}\r\n" for name, value in lines.items()).encode()
+    raw = b"HTTP/1.1 200 OK\r\n" + raw + b"\r\n" + body
+    decoder = ReplyDecoder(HeadLimits(), 100_000)
+    for _ in range(3):
+        decoder.expect("POST")
+        assert decoder.feed(raw[:-1], 11.0) is None
+        reply = decoder.feed(raw[-1:], 12.0)
+        assert isinstance(reply, Reply)
+        plain = Reply(
+            status=200, headers=reply.headers, at=11.0, end=12.0, body=reply.body, size=reply.size, cut=reply.cut
+        )
+        seen = []
+        for each in (reply, plain):
+            whole = exchange(ENVELOPE)
+            whole.reply = each
+            seen.append(final(whole))
+        assert seen[0] == seen[1]
 
 
 @pytest.mark.parametrize(

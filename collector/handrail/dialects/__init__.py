@@ -150,6 +150,8 @@ def text(value: object) -> str | None:
 
 def whole(value: object) -> int | None:
     """A count: a whole number from 0 to 2⁶³-1, also written as a float (protobuf does) or in digits."""
+    if value is None:
+        return None
     is_digits = type(value) is str and value.isascii() and value.isdigit() and len(value) < 20
     if is_digits or (type(value) is float and value.is_integer()):
         value = int(value)  # type: ignore[call-overload]
@@ -167,6 +169,8 @@ def state(value: object) -> int | str | None:
 
 def instant(value: object) -> float | None:
     """RFC 3339, or seconds since the epoch; None for anything else."""
+    if value is None:
+        return None
     if type(value) not in (str, int, float):
         return None
     try:
@@ -453,15 +457,14 @@ def complete(
     reply_bytes: int | None = None
     reads = event.reads
     if answer is not None:
-        headers = answer.headers
-        kind = headers.get(b"content-type")
-        if kind is None or kind == b"application/json" or b"event-stream" not in kind:
+        is_plain = answer.known is not None and answer.known.is_json and answer.known.is_silent
+        if is_plain or b"event-stream" not in answer.headers.get(b"content-type", b""):
             transfer += answer.end - answer.at
         if status is None:
             status = answer.status
         ttfb_ms = max(0.0, answer.at - request.end) * 1000
         reply_bytes = answer.size
-        if (value := headers.get(b"handrail-accept")) is not None:
+        if not is_plain and (value := answer.headers.get(b"handrail-accept")) is not None:
             reads = _header(value)
     return event.answered(
         outcome=outcome_of(exchange) if outcome is None else outcome,

@@ -4,7 +4,7 @@
 JMESPath finds in it. Other dialects use `said_by` for an envelope that travels inside their own protocol.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any, Final
 
 import jmespath
@@ -15,7 +15,7 @@ from handrail.dialects import Told, begin, complete, instant, outcome_of, place_
 from handrail.event import Event, Fault, Outcome
 from handrail.wire import Exchange
 
-OUTCOME_OF_STATUS: Final[Mapping[str, Outcome]] = {
+OUTCOME_OF_STATUS: Final[dict[str, Outcome]] = {
     "failed": "failed",
     "error": "failed",
     "partial": "accepted",
@@ -111,7 +111,8 @@ class Envelope:
             if type(reply) is dict:
                 status = self._status(reply)
             if status is None:
-                status = event.payload.get("status")
+                asking: dict[str, Any] = event.payload
+                status = asking.get("status")
             if type(status) is str:
                 outcome = OUTCOME_OF_STATUS.get(status.lower(), "completed")
         return (complete(event, exchange, outcome=outcome, reply=reply),)

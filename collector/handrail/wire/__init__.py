@@ -42,6 +42,20 @@ class Decoder(Protocol):
     def close(self, at: float) -> Iterator[Any | Fault]: ...
 
 
+class Known:
+    """What follows from the head of a message alone, found once for all messages that have the same."""
+
+    __slots__ = ("is_json", "is_silent", "place")
+
+    def __init__(self, headers: dict[bytes, bytes], place: str = "") -> None:
+        self.is_json = headers.get(b"content-type") == b"application/json" and b"content-encoding" not in headers
+        """Whether it says that its body is JSON as it stands; there are other ways to say so."""
+        self.is_silent = not any(name.startswith(b"handrail-") or name == b"baggage" for name in headers)
+        """Whether it has none of the headers that speak to Handrail: `handrail-…` and `baggage`."""
+        self.place = place
+        """Of a request, see `place`."""
+
+
 class Message:
     """One HTTP message: its head, and a bounded copy of its body as it was on the wire.
 
@@ -49,7 +63,7 @@ class Message:
     without asking the interpreter.
     """
 
-    __slots__ = ("_read", "at", "body", "cut", "end", "headers", "size")
+    __slots__ = ("_read", "at", "body", "cut", "end", "headers", "known", "size")
 
     def __init__(
         self,
@@ -72,6 +86,8 @@ class Message:
         """Bytes of the body on the wire; more than len(body) where the copy was cut."""
         self.cut = cut
         """Why the copy is not the whole body (`too_large`, `incomplete`), None where it is."""
+        self.known: Known | None = None
+        """What is known of its head, None where the headers say it."""
         self._read: Body | None = None
 
     def header(self, name: str) -> str | None:
@@ -83,7 +99,8 @@ class Message:
         """The body as a JSON value, or the reason why it cannot be read. Parsed once."""
         read = self._read
         if read is None:
-            read = self._read = read_body(self.headers, self.body, self.cut, limits)
+            is_json = self.known is not None and self.known.is_json
+            read = self._read = read_body(self.headers, self.body, self.cut, limits, is_json)
         return read
 
     def said(self) -> tuple[object, ...]:
@@ -118,20 +135,8 @@ def is_trace(value: bytes) -> bool:
     return value.translate(_SHAPE) == _TRACED
 
 
-class Known:
-    """What follows from the head of a request alone, found once for all requests that have the same."""
-
-    __slots__ = ("is_silent", "place")
-
-    def __init__(self, place: str, is_silent: bool) -> None:
-        self.place = place
-        """See `place`."""
-        self.is_silent = is_silent
-        """Whether it has none of the headers that speak to Handrail: `handrail-…` and `baggage`."""
-
-
 class Request(Message):
-    __slots__ = ("known", "method", "target", "trace")
+    __slots__ = ("method", "target", "trace")
 
     def __init__(
         self,
@@ -153,7 +158,6 @@ class Request(Message):
         self.target = target
         """The request target without scheme and authority: path and query as sent."""
         self.known = known
-        """What is known of its head, None where the headers say it."""
         self.trace = trace
         """Its traceparent, which `is_trace`; None where the headers say it, or it has none."""
 
@@ -174,9 +178,11 @@ class Reply(Message):
         body: bytes = b"",
         size: int = 0,
         cut: str | None = None,
+        known: Known | None = None,
     ) -> None:
         self.headers, self.at, self.end, self.body, self.size, self.cut = headers, at, end, body, size, cut
         self._read = None
+        self.known = known
         self.status = status
 
     def said(self) -> tuple[object, ...]:

@@ -150,10 +150,7 @@ class _RequestHead(Known):
         headers: dict[bytes, bytes],
         length: int,
     ) -> None:
-        super().__init__(
-            place=place(line[0], line[2]),
-            is_silent=not any(name.startswith(b"handrail-") or name == b"baggage" for name in headers),
-        )
+        super().__init__(headers, place(line[0], line[2]))
         self.before, self.after = before, after
         """The head up to the value of its traceparent, and behind it; all of it and nothing where it has none."""
         self.method, self.target, self.text = line
@@ -163,12 +160,13 @@ class _RequestHead(Known):
         self.is_read = _is_read(headers)
 
 
-class _ReplyHead:
+class _ReplyHead(Known):
     """What a plain head says; `length` is that of its body where Content-Length alone says it, else -1."""
 
     __slots__ = ("head", "headers", "is_read", "length", "lines", "status")
 
     def __init__(self, head: bytes, status: int, lines: int, headers: dict[bytes, bytes]) -> None:
+        super().__init__(headers)
         self.head = head
         self.status = status
         self.lines = lines
@@ -881,4 +879,5 @@ class ReplyDecoder:
             body=body,
             size=self._size,
             cut=self._copy.cut if self._size else None,
+            known=self._seen,
         )
