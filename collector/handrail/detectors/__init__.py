@@ -7,7 +7,7 @@ workflow A never changes the findings of workflow B. A detector never keeps a pa
 """
 
 from collections.abc import Iterable, Mapping
-from typing import Any, ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Final, Literal, Protocol
 
 import msgspec
 
@@ -120,5 +120,5 @@ def between(event: Event) -> str:
     return f"{event.source or 'an unknown agent'} to {event.target or 'an unknown agent'}"
 
 
-NOTHING: tuple[Finding, ...] = ()
+NOTHING: Final[tuple[Finding, ...]] = ()
 """What `observe` and `advance` return where nothing is wrong; one object, so that silence costs nothing."""

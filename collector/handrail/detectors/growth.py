@@ -17,6 +17,8 @@ from handrail.schema.registry import Matcher, Registry, matcher
 
 BYTES_PER_TOKEN: Final = 4
 """Of an estimate: English prose and JSON come to about four bytes a token with the tokenizers in use."""
+_AGENTS: Final = 256
+"""Agents whose models are remembered as `models` has them, over all workflows."""
 _SERIES: Final = 64
 """Receivers, and models of agents, remembered for each workflow."""
 
@@ -100,6 +102,21 @@ def model_of(value: Any) -> str | None:
     return named[:128] if type(named) is str and named else None
 
 
+_pairs: Final[dict[str, dict[str, str]]] = {}
+
+
+def _pair(agent: str, model: str) -> str:
+    """An agent and the model that it names, as they stand in `models`. There are few, so each is quoted once."""
+    of = _pairs.get(agent)
+    pair = None if of is None else of.get(model)
+    if pair is None:
+        if len(_pairs) >= _AGENTS or (of is not None and len(of) >= _SERIES):
+            _pairs.clear()
+        pair = f"\0{quoted(agent)}\1{quoted(model)}\0"
+        _pairs.setdefault(agent, {})[model] = pair
+    return pair
+
+
 class Windows:
     """Finds the window of a model by its name, remembering the answers."""
 
@@ -180,7 +197,9 @@ class ContextGrowth:
         source, target = event.source, event.target
         named = (model_of(event.reply) if is_call else None) or model_of(event.payload) or self._known_model(event)
         if named is not None and source is not None:
-            _name(workflow, quoted(source), quoted(named))
+            pair = _pair(source, named)
+            if pair not in workflow.models:
+                _name(workflow, quoted(source), pair)
         event_id = "\0" + quoted(event.id)
         found: tuple[Finding, ...] = NOTHING
         receiver = f"model of {source}" if is_call else target
@@ -360,12 +379,9 @@ class ContextGrowth:
         return len(self._workflows)
 
 
-def _name(workflow: _Workflow, agent: str, model: str) -> None:
-    """Remembers the model that an agent names as its own, both quoted."""
+def _name(workflow: _Workflow, agent: str, pair: str) -> None:
+    """Remembers the model that an agent, quoted, names as its own for the first time."""
     models = workflow.models
-    pair = f"\0{agent}\1{model}\0"
-    if pair in models:
-        return
     if models.count("\1") >= _SERIES:
         return
     known = value_of(models, agent)

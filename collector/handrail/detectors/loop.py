@@ -20,6 +20,8 @@ _PATH: Final = 64
 """Agents remembered on the way of one workflow, and messages of one round; a longer way forgets its beginning."""
 _SEEN: Final = 512
 """Contents, ids and tasks remembered for each workflow."""
+_PAIRS: Final = 1_024
+"""Pairs of agents whose names are remembered as `pairs` has them, over all workflows."""
 _FEW: Final = 32 * 8
 """Bytes of hashes that are searched one by one: a set of so few takes seven times as much."""
 _packed: Final = Struct("q").pack
@@ -104,6 +106,19 @@ SETTINGS: Final = {
 }
 """`precise`: two rounds in a row in which every message repeats what was said, but for a few phrases. `sensitive`: from
 the fourth round on, an answer that says little new or names no new place."""
+
+
+class _Pair:
+    """Two agents, and their names as they stand in `pairs`."""
+
+    __slots__ = ("asks", "back", "source", "target", "way")
+
+    def __init__(self, source: str, target: str) -> None:
+        self.source, self.target = intern(source), intern(target)
+        self.way = f"\0{quoted(source)}\1{quoted(target)}\0"
+        self.back = f"\0{quoted(target)}\1{quoted(source)}\0"
+        self.asks = f"\0{quoted(target)}\1"
+        """How whatever the target hands over begins."""
 
 
 class _Hop:
@@ -212,6 +227,9 @@ class HandoffLoop:
         self._rule = rule
         self._keys: int = params.keys
         self._replies = self._setting.replies
+        self._known: dict[str, dict[str, _Pair]] = {}
+        """By source and target. There are few, so each is quoted once: that took 2,500 instructions a message."""
+        self._known_count = 0
         self._workflows: OrderedDict[str, _Workflow] = OrderedDict()
         self._said: OrderedDict[str, Said] = OrderedDict()
         self._texts: int = params.texts
@@ -243,7 +261,7 @@ class HandoffLoop:
             self._replies
             and event.reply is not None
             and event.outcome == "completed"
-            and not _was_handed(workflow, target, source)
+            and self._between(source, target).back not in workflow.pairs
             and _new(workflow, "reply", event.id)
         ):
             self._step(workflow, event, target, source, event.reply, None, found, spoken=False)
@@ -262,7 +280,7 @@ class HandoffLoop:
         spoken: bool = True,
     ) -> None:
         """One message from source to target: it may close a round. `spoken`: it is an event of its own."""
-        path = workflow.path
+        path, pair = workflow.path, self._between(source, target)
         if spoken and event.chain is not None and not (path and path[-1] == source):
             path = _followed(path, event.chain)
         back = target in path
@@ -270,33 +288,45 @@ class HandoffLoop:
         unanswered = False
         if source != (path[-1] if path else None):
             if source in path:  # the work came back unseen
-                if path[-1] == target and source != target and _was_handed(workflow, target, source):
+                if path[-1] == target and source != target and pair.back in workflow.pairs:
                     closes, unanswered = (source, target), True
                 path = path[: path.index(source) + 1]
             elif back and _was_asked(workflow, source):
                 closes = (target, source)
             else:
-                path = path + (intern(source),)  # noqa: RUF005 - a third of the time, compiled
+                path = path + (pair.source,)  # noqa: RUF005 - a third of the time, compiled
         if unanswered:
             self._close(workflow, event, closes, found, unanswered=True)
             closes = ()
-        self._hear(workflow, event, source, target, payload, digest)
+        self._hear(workflow, event, pair, payload, digest)
         if target in path:
             at = path.index(target)
             closes = closes or path[at:]
             path = path[: at + 1]
         else:
-            path = path + (intern(target),)  # noqa: RUF005
+            path = path + (pair.target,)  # noqa: RUF005
             closes = ()
         workflow.path = path if len(path) <= _PATH else path[-_PATH:]
-        if spoken and workflow.ways < _SEEN:
-            _hand(workflow, source, target)
+        if spoken and workflow.ways < _SEEN and pair.way not in workflow.pairs:
+            workflow.pairs += pair.way[1:]
+            workflow.ways += 1
         if closes:
             self._close(workflow, event, closes, found)
 
-    def _hear(
-        self, workflow: _Workflow, event: Event, source: str, target: str, payload: object, digest: str | None
-    ) -> None:
+    def _between(self, source: str, target: str) -> _Pair:
+        """These two, as they were made the first time."""
+        to = self._known.get(source)
+        pair = None if to is None else to.get(target)
+        if pair is None:
+            if self._known_count >= _PAIRS:
+                self._known.clear()
+                self._known_count = 0
+            pair = _Pair(source, target)
+            self._known.setdefault(source, {})[target] = pair
+            self._known_count += 1
+        return pair
+
+    def _hear(self, workflow: _Workflow, event: Event, pair: _Pair, payload: object, digest: str | None) -> None:
         """What this message says, and whether that is new."""
         new: int | None = None
         new_places = of = 0
@@ -307,8 +337,7 @@ class HandoffLoop:
                 # Where this way was never taken, or whoever is asked never spoke, nothing can repeat but by digest,
                 # which costs nothing.
                 if moved and (
-                    digest is None
-                    or ((workflow.rounds or _has_asked(workflow, target)) and _was_handed(workflow, source, target))
+                    digest is None or ((workflow.rounds or pair.asks in workflow.pairs) and pair.way in workflow.pairs)
                 ):
                     moved = _new(workflow, "content", str(signature(payload)))
                 if self._by_text and workflow.rounds >= self._hear_from:
@@ -321,7 +350,7 @@ class HandoffLoop:
                         if self._setting.new_places:
                             new_places = said.add(sorted(crc32(place.encode()) for place in places(payload, text)))
                         if of >= self._setting.whole_below:
-                            moved = self._rises(workflow, source, revision(payload, text))
+                            moved = self._rises(workflow, pair.source, revision(payload, text))
             workflow.moved = workflow.moved or moved
         elif event.task is not None and _new(workflow, "task", event.task):
             workflow.moved = True
@@ -333,7 +362,7 @@ class HandoffLoop:
         if new is not None:
             if heard is None:
                 heard = workflow.heard = []
-            heard.append(_Hop(workflow.hops, source, new, of, new_places))
+            heard.append(_Hop(workflow.hops, pair.source, new, of, new_places))
         if heard and heard[0].number <= workflow.hops - _PATH:
             del heard[0]
 
@@ -501,37 +530,6 @@ def _followed(path: tuple[str, ...], chain: str) -> tuple[str, ...]:
 def _was_asked(workflow: _Workflow, agent: str) -> bool:
     """Whether anybody was seen to hand over to this agent."""
     return f"\1{quoted(agent)}\0" in workflow.pairs
-
-
-def _has_asked(workflow: _Workflow, agent: str) -> bool:
-    """Whether this agent was seen to hand over to anybody."""
-    return f"\0{quoted(agent)}\1" in workflow.pairs
-
-
-_ways: Final[dict[tuple[str, str], str]] = {}
-
-
-def _way(source: str, target: str) -> str:
-    """A pair of agents as it stands in `pairs`. There are few pairs, so each is quoted once."""
-    way = _ways.get((source, target))
-    if way is None:
-        if len(_ways) >= 1_024:
-            _ways.clear()
-        way = _ways[source, target] = f"\0{quoted(source)}\1{quoted(target)}\0"
-    return way
-
-
-def _was_handed(workflow: _Workflow, source: str, target: str) -> bool:
-    """Whether this one was seen to hand over to that one."""
-    return _way(source, target) in workflow.pairs
-
-
-def _hand(workflow: _Workflow, source: str, target: str) -> None:
-    """Remembers that this one handed over to that one."""
-    way = _way(source, target)
-    if way not in workflow.pairs:
-        workflow.pairs += way[1:]
-        workflow.ways += 1
 
 
 def _versions_of(workflow: _Workflow) -> dict[str, int]:
