@@ -161,7 +161,7 @@ def test_a_hostile_schema_costs_its_own_time_only(run: Run) -> None:
     }
     hostile = {"$defs": {**doubling, "d40": {"type": "string"}}, "$ref": "#/$defs/d0"}
     plain = json.dumps({"id": "plain", "old": {}, "new": {"type": "string"}})
-    deep = '{"id": "deep", "old": ' + '{"not":' * 5_000 + "{}" + "}" * 5_000 + ', "new": {}}'
+    deep = '{"id": "deep", "old": ' + '{"not":' * 100_000 + "{}" + "}" * 100_000 + ', "new": {}}'
     slow = json.dumps({"id": "slow", "old": {"type": "integer"}, "new": hostile, "mode": "FULL"})
     began = time.monotonic()
     result = run("check", "--batch", "-", "--seconds", "2", stdin="\n".join([plain, slow, deep, plain]))
