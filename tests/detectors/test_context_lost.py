@@ -126,6 +126,30 @@ def test_what_an_agent_is_sent_to_must_be_on_somebodys_list(build: Build) -> Non
     assert (only.event, only.evidence["path"], only.evidence["index"]) == ("e1", "/context/artifacts/*", 1)
 
 
+@pytest.mark.parametrize(
+    ("part", "path"),
+    [
+        ({"input_artifacts": ["figure.svg"]}, "/input_artifacts/*"),
+        ({"context": {"artifacts": ["figure.svg"]}}, "/context/artifacts/*"),
+        ({"input": {"Artifact": "figure.svg"}}, "/input/Artifact"),
+        ({"inputs": {"artifacts": ["figure.svg"]}}, "/inputs/artifacts/*"),
+    ],
+    ids=str,
+)
+def test_a_place_for_artifacts_is_seen_after_many_objects_without_one(
+    build: Build, part: dict[str, Any], path: str
+) -> None:
+    """What is remembered of other objects' keys, few or more than are kept, hides no key that speaks of artifacts."""
+    output = {"summary": "done", "artifacts": ["table.csv"]}
+    plain: dict[str, Any] = {"context": {"goal": "g", "input": "i"}, "output": output}
+    for others in ([], [{f"key{n}-{m}": 0 for m in range(20)} for n in range(60)], [{"k" * 100: 0}]):
+        pipeline = build("context.lost")
+        for other in others:
+            assert not found(pipeline, chain(plain | other))
+        told = found(pipeline, chain(plain, plain, plain | part)[1:])
+        assert [each.evidence["path"] for each in told] == [path]
+
+
 def test_a_contract_for_a_way_overrides_the_rule(build: Build) -> None:
     """Clearing the context is wanted towards c, and there only."""
     events = chain(context(decisions_made=["x"], constraints=[LIMIT]), context(decisions_made=["x"]), context())

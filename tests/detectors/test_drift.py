@@ -1,6 +1,7 @@
 """schema.drift: a payload whose shape is not what its schema declares, or not what its sender used to send."""
 
 import random
+from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -409,3 +410,17 @@ def test_a_stream_that_is_known_is_seldom_walked(build: Any) -> None:
     observed(pipeline, (handoff(index, known(index)) for index in range(5_000)))
     (sender,) = pipeline.watches[0].detector.learned()
     assert sender.profile.payloads < 200
+
+
+@given(subjects=st.lists(st.integers(0, 6), max_size=60), keys=st.integers(1, 5))
+def test_the_sender_that_was_silent_longest_goes_first(build: Any, subjects: list[int], keys: int) -> None:
+    """Of more senders than are remembered, exactly those stay that were judged last."""
+    pipeline = build("schema.drift", {"keys": keys})
+    stay: OrderedDict[str, None] = OrderedDict()
+    for index, subject in enumerate(subjects):
+        pipeline.observe(handoff(index, {"a": 1}, subject=f"s{subject}"))
+        stay[f"s{subject}"] = None
+        stay.move_to_end(f"s{subject}")
+        if len(stay) > keys:
+            stay.popitem(last=False)
+        assert {each.subject for each in pipeline.watches[0].detector.learned()} == set(stay)

@@ -28,7 +28,9 @@ _WORDINGS: Final = 8
 _LATER: Final = 2
 """Hops after which a constraint must still be there."""
 _REMEMBERED: Final = 1_000
-"""Ways, shapes of objects and wordings of which the meaning is remembered."""
+"""Ways, keys of objects and wordings of which the meaning is remembered."""
+_KEY_CHARS: Final = 64
+"""A longer key is not remembered."""
 _STILL: Final = 0.75
 """So many of a constraint's words somewhere in a payload are the constraint in other words or in another place."""
 
@@ -132,8 +134,8 @@ class ContextLost:
         )
         self._contracts: dict[tuple[str, str], _Contract] = {}
         self._workflows: OrderedDict[str, _Workflow] = OrderedDict()
-        self._plain: set[int] = set()
-        """Hashes of the keys of objects none of which speaks of artifacts."""
+        self._plain: set[str] = set()
+        """Keys that do not speak of artifacts."""
         self._coded: dict[int, _Coded] = {}
         """Wordings of constraints to their words: workflows of one kind have the same."""
         self._origins: dict[int, tuple[_Listed, ...]] = {}
@@ -344,12 +346,7 @@ class ContextLost:
         else:
             produced = None
         wanted: list[_Wanted] | None = None
-        if not (
-            self._is_plain(payload)
-            and self._is_plain(context)
-            and payload.get("input") is None
-            and payload.get("inputs") is None
-        ):
+        if not (self._is_plain(payload) and self._is_plain(context)):
             wanted = _wanted(payload)
         written = workflow.written or _NO_NAMES
         if keep == "always" or (keep == "once_said" and written):
@@ -377,16 +374,17 @@ class ContextLost:
                 _fold(workflow)
 
     def _is_plain(self, part: dict[str, Any]) -> bool:
-        """Whether no key of this object speaks of artifacts; known by its keys together."""
-        shape = hash(tuple(part))
-        if shape in self._plain:
+        """Whether no key of this object speaks of artifacts, or of an input that may."""
+        plain = self._plain
+        if plain.issuperset(part):
             return True
         for key in part:
-            if "artifact" in key.lower():
+            if key in _INPUTS or "artifact" in key.lower():
                 return False
-        if len(self._plain) >= _REMEMBERED:
-            self._plain.clear()
-        self._plain.add(shape)
+        if len(plain) + len(part) > _REMEMBERED:
+            plain.clear()
+        if len(part) <= _REMEMBERED:
+            plain.update([key for key in part if len(key) <= _KEY_CHARS])
         return True
 
     def _unwritten(
@@ -523,7 +521,10 @@ def _wanted(payload: dict[str, Any]) -> list[_Wanted]:
     return wanted
 
 
-_REFERENCES: Final = ("uri", "path", "key", "name", "id", "url")
+_REFERENCES: Final[tuple[str, ...]] = ("uri", "path", "key", "name", "id", "url")
+"""Its type is said, because compiled code makes a tuple of known length again for each loop over it: 2,500 instructions
+an exchange."""
+_INPUTS: Final = frozenset({"input", "inputs"})
 _WEB: Final = ("http://", "https://", "data:")
 _EMPTY: Final[dict[str, Any]] = {}
 _NO_NAMES: Final[dict[str, None]] = {}
