@@ -3,6 +3,7 @@
 import asyncio
 import gzip
 import os
+import re
 import subprocess
 import sys
 import zlib
@@ -364,6 +365,35 @@ def test_the_forward_proxy_takes_absolute_targets_to_allowed_hosts() -> None:
 def test_a_destination_is_allowed_by_host_and_port(pattern: str, host: str, port: int, allowed: bool) -> None:
     """A pattern without a port stands for all of them; an IPv6 address stands in brackets."""
     assert Listener(host="", port=0, route=Route(), allow=(pattern,)).allows(host, port) is allowed
+
+
+def test_every_request_of_a_connection_has_the_host_of_the_upstream() -> None:
+    """Whatever its own Host was: as before, one that begins as the one before, in another place, or none."""
+    heads = [
+        b"GET /a HTTP/1.1\r\nHost: agent\r\nX-One: 1\r\n\r\n",
+        b"GET /a HTTP/1.1\r\nHost: agent\r\nX-One: 2\r\n\r\n",
+        b"GET /a HTTP/1.1\r\nHost: agent:80\r\n\r\n",
+        b"GET /a HTTP/1.1\r\nHost: UPSTREAM\r\n\r\n",
+        b"GET /a HTTP/1.1\r\nHost: agent:80\r\nX-One: 3\r\n\r\n",
+        b"GET /a HTTP/1.1\r\nX-One: 4\r\nhost:agent\r\n\r\n",
+        b"GET /a HTTP/1.1\r\nX-One: 5\r\nhost:agent\r\n\r\n",
+        b"GET /" + b"a" * 600 + b" HTTP/1.1\r\nHost: agent\r\n\r\n",
+        b"GET /" + b"a" * 600 + b" HTTP/1.1\r\nHost: agents\r\n\r\n",
+        b"GET /a HTTP/1.0\r\nConnection: keep-alive\r\n\r\n",
+    ]
+
+    async def go(stage: Stage) -> None:
+        upstream = b"127.0.0.1:%d" % stage.upstream.port
+        client = await stage.client()
+        wanted = b""
+        for head in heads:
+            await client.send(head.replace(b"UPSTREAM", upstream))
+            assert await client.message() == OK
+            wanted += re.sub(rb"(?i)(\r\nhost: ?)[^\r]*", rb"\g<1>" + upstream, head)
+        await stage.settled(len(heads))
+        assert stage.upstream.seen == wanted
+
+    play(go)
 
 
 def test_one_client_connection_reaches_two_hosts_through_the_forward_proxy() -> None:

@@ -13,7 +13,8 @@ from edge.recorder import OK, Script, Stage, Upstream, Wire, eventually, limits,
 from handrail.config import check, load
 from handrail.edge.route import Fallback, Target
 from handrail.edge.sidecar import listeners_of
-from handrail.event import rfc3339, seconds
+from handrail.event import Event, rfc3339, seconds
+from handrail.pipeline import Inspector
 from handrail.wire import Route
 
 RULES = """
@@ -166,6 +167,70 @@ def test_the_fallback_gets_the_task_once_with_the_attempt_raised() -> None:
             assert stage.counted("handrail_fallbacks_total", "taken") == 1
 
     play(scenario, hang, **ENFORCED)
+
+
+def test_a_call_that_is_late_is_told_while_it_lasts() -> None:
+    """Nobody is refused, and nobody has to wait for the reply to hear of it."""
+
+    async def scenario(stage: Stage) -> None:
+        client = await stage.client()
+        await client.send(post(until(SOON)))
+        await eventually(lambda: bool(stage.kept.findings))
+        assert [finding.kind for finding in stage.kept.findings] == ["budget.exceeded"]
+        assert not stage.kept.events
+        assert stage.proxy.in_flight == 1
+
+    play(scenario, hang, **OBSERVED)
+
+
+class Watching:
+    """A detector that keeps what it was shown of calls that are open."""
+
+    def __init__(self) -> None:
+        self.open: list[object] = []
+
+    def observe(self, event: Event) -> tuple[()]:
+        if event.outcome == "asked":
+            self.open.append(event.payload)
+        return ()
+
+    def advance(self, now: float) -> tuple[()]:
+        return ()
+
+    def due(self, event: Event) -> None:
+        return None
+
+
+def test_calls_that_are_open_for_long_are_looked_at_once_and_in_their_order() -> None:
+    """Who waits for whom is known while it lasts; a call that is over in time is not looked at twice."""
+    watching = Watching()
+
+    def watched(inspector: Inspector) -> Inspector:
+        for watch in inspector.pipeline.watches:
+            watch.detector = watching  # type: ignore[assignment]
+        return inspector
+
+    async def slow_but_the_first(wire: Wire) -> None:
+        if b'"first"' not in await wire.message():
+            await asyncio.sleep(0.4)
+        await wire.send(OK)
+        await wire.rest(20.0)
+
+    async def scenario(stage: Stage) -> None:
+        quick = await stage.client()
+        await quick.send(post(body=b'"first"'))
+        assert await quick.message() == OK
+        clients = [await stage.client() for _ in range(6)]
+        for number, client in enumerate(clients):
+            await client.send(post(body=b"%d" % number))
+            await asyncio.sleep(0.003)
+        await eventually(lambda: len(watching.open) == len(clients))
+        for client in clients:
+            assert await client.message() == OK
+        await stage.settled(7)
+        assert watching.open == list(range(6))
+
+    play(scenario, slow_but_the_first, wrap=watched, **OBSERVED)
 
 
 def test_the_next_request_goes_to_the_routes_own_upstream_again() -> None:

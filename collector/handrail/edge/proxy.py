@@ -18,7 +18,6 @@ import socket
 import ssl
 import struct
 import time
-from collections import deque
 from collections.abc import Callable
 from typing import Any, Final, cast
 
@@ -58,6 +57,8 @@ AFTER_SECONDS: Final = 0.001
 """A deadline is over so long after its instant: deadlines travel as text, and an answer at the instant is in time."""
 LINGER_SECONDS: Final = 1.0
 """How long a refused client is read and discarded, so that a reset does not overtake the answer."""
+_BEGINNING_BYTES: Final = 512
+"""How much of a head each connection remembers at most."""
 STALE_SECONDS: Final = 0.05
 """After so long a pause the upstream is looked at before it gets a request: it may have closed its connection."""
 HALF_CLOSE_SECONDS: Final = 1.0
@@ -71,12 +72,13 @@ _perf: Final = time.perf_counter
 class _Passage:
     """One exchange on its way through, and what the inspector made of it so far."""
 
-    __slots__ = ("asked", "closed", "exchange", "inspected", "kept", "overhead", "since")
+    __slots__ = ("asked", "closed", "exchange", "inspected", "kept", "opened", "overhead")
 
     def __init__(self, exchange: Exchange) -> None:
         self.exchange = exchange
-        self.since = exchange.request.end
         self.asked: Asked | None = None
+        self.opened = False
+        """Whether the inspector was asked about its request before there was a reply."""
         self.closed = False
         self.kept = 0
         self.overhead = 0.0
@@ -86,7 +88,18 @@ class _Passage:
 _NO_EXCHANGE: Final = Exchange(id="", route=Route(), request=Request(headers={}, method="", target=""), ended=1.0)
 
 # What a client connection is doing.
-_IDLE, _HEAD, _BODY, _HELD, _WAITING, _TUNNEL, _DISCARD, _CLOSED = range(8)
+_IDLE: Final = 0
+_HEAD: Final = 1
+_BODY: Final = 2
+_HELD: Final = 3
+_WAITING: Final = 4
+_TUNNEL: Final = 5
+_DISCARD: Final = 6
+_CLOSED: Final = 7
+# Why it is not read.
+_CONNECTING: Final = 1
+_PIPELINED: Final = 2
+_UPSTREAM_FULL: Final = 4
 
 
 class _Outlet:
@@ -151,6 +164,7 @@ class _Client(asyncio.Protocol):
 
     __slots__ = (
         "_alarm",
+        "_as_sent",
         "_copy",
         "_counted",
         "_deadline",
@@ -159,8 +173,13 @@ class _Client(asyncio.Protocol):
         "_fell",
         "_first",
         "_gate",
+        "_has_cards",
         "_held",
+        "_holds",
+        "_host",
+        "_hosted",
         "_interim",
+        "_is_forward",
         "_listener",
         "_method",
         "_passage",
@@ -169,6 +188,7 @@ class _Client(asyncio.Protocol):
         "_queue",
         "_rested",
         "_route",
+        "_stamps",
         "_started",
         "_tail",
         "_target",
@@ -190,6 +210,15 @@ class _Client(asyncio.Protocol):
         self._upstream: _Upstream | None = None
         self._target: Target | None = listener.target
         self._route = listener.route
+        # What every request asks of its listener, which is no compiled class: 1,100 instructions an exchange.
+        self._is_forward = listener.target is None
+        self._stamps = listener.stamp
+        self._holds = listener.stamp or listener.fallback is not None
+        self._has_cards = listener.rewrite_cards
+        self._host: bytes | None = None  # the value that Host has to have, None where the client's stays
+        if listener.target is not None and not listener.own_host:
+            self._host = proxy.authorities[listener.target.authority]
+        self._as_sent = self._hosted = b""  # how the last head begins, through Host: as it came, and as it went
         self._queue: list[bytes] = []  # bytes for an upstream that is being connected
         self._held: list[bytes] | None = None  # a request that waits for its Decision; the head comes first
         self._tail: bytes | None = None  # end of a reply that is being held, None where replies pass
@@ -270,15 +299,15 @@ class _Client(asyncio.Protocol):
         decoder = self.decoder
         proxy = self._proxy
         got = decoder.feed(data, at)
-        if type(got) is Fault:
+        if got is not None and not isinstance(got, Request):
             self._bad_request(got)
             return
         head = decoder.head
         if head is not None:
             if not self._begin(head, got is not None, at):
                 return
-            if got is not None and self._listener.target is None:
-                cast(Request, got).target = decoder.target.decode("latin-1")
+            if got is not None and self._is_forward:
+                got.target = decoder.target.decode("latin-1")
         elif self.state == _IDLE or self.state == _HEAD:
             if decoder.rest:  # part of a head
                 if self.state == _IDLE:
@@ -286,7 +315,7 @@ class _Client(asyncio.Protocol):
                     self._deadline = at + proxy.limits.header_seconds
             return
         else:
-            self._deadline = at + proxy.limits.body_idle_seconds
+            self._deadline = at + proxy.body_idle_seconds
             out = decoder.out
             if self._held is not None:
                 self._held.append(out)
@@ -295,19 +324,18 @@ class _Client(asyncio.Protocol):
             elif self.state == _BODY:
                 self._to_upstream(out)
         if got is not None:
-            self._requested(cast(Request, got), at)
+            self._requested(got, at)
 
     def _begin(self, head: bytes, whole: bool, at: float) -> bool:
         """A head is complete: where to, and whether its bytes may go. False where it was answered here."""
-        proxy, decoder, listener = self._proxy, self.decoder, self._listener
-        if proxy.in_flight >= proxy.limits.in_flight:
+        proxy, decoder = self._proxy, self.decoder
+        if proxy.in_flight >= proxy.most_in_flight:
             proxy.recorder.count("handrail_refused_total", "in_flight")
             self._answer(503, "Busy", "limits.in_flight is reached", retry_after=1)
             return False
         self._method = method = decoder.method
         self._started = at
-        target = listener.target
-        if target is None:
+        if self._is_forward:
             rewritten = self._forward_head(head)
             if rewritten is None:
                 return False
@@ -317,24 +345,22 @@ class _Client(asyncio.Protocol):
                 proxy.recorder.count("handrail_refused_total", "connect")
                 self._answer(501, "CONNECT is not served here", "this is a route to one upstream, not a forward proxy")
                 return False
-            if not listener.own_host:
-                authority = proxy.authorities[target.authority]
-                if decoder.headers.get(b"host") != authority:
-                    head = _with_host(head, authority)
+            if self._host is not None:
+                head = self._to_host(head, self._host)
         proxy.in_flight += 1
         self._counted = True
         self._passage = None
         self._interim = None
         headers = decoder.headers
-        if listener.stamp and b"traceparent" not in headers:
+        if self._stamps and b"traceparent" not in headers:
             parent = f"00-{secrets.token_hex(16)}-{secrets.token_hex(8)}-01".encode()
             headers[b"traceparent"] = parent
             head = head[:-2] + b"traceparent: " + parent + b"\r\n\r\n"
-        self._tail = b"" if self._wants_card() else None
+        self._tail = b"" if self._has_cards and self._wants_card() else None
         self._gate = None
         out = decoder.out
         self._copy = None
-        if proxy.enforcing or listener.stamp or listener.fallback is not None:
+        if proxy.enforcing or self._holds:
             if -1 <= decoder.length <= proxy.limits.hold_bytes:
                 self._held = [head, out] if out else [head]
                 self.state = _HELD
@@ -343,13 +369,33 @@ class _Client(asyncio.Protocol):
                     self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
                     self._interim = b""
                 return True
-            if listener.fallback is not None:
+            if self._listener.fallback is not None:
                 proxy.recorder.count("handrail_fallbacks_total", "not_kept")
             proxy.recorder.uninspected("too_large_to_hold")
         self.state = _BODY
-        self._deadline = at + proxy.limits.body_idle_seconds
+        self._deadline = at + proxy.body_idle_seconds
         self._open_upstream(head + out if out else head)
         return True
+
+    def _to_host(self, head: bytes, host: bytes) -> bytes:
+        """A head whose Host header has this value.
+
+        The heads of a connection begin alike: one comparison in place of two searches, 2,400 instructions less.
+        """
+        as_sent = self._as_sent
+        if as_sent and head.startswith(as_sent):
+            return self._hosted + head[len(as_sent) :]
+        if self.decoder.headers.get(b"host") == host:
+            return head
+        place = _host_in(head)
+        if place is None:
+            return head
+        start, end = place
+        hosted = head[:start] + host + b"\r\n"
+        end += 2
+        if end <= _BEGINNING_BYTES:
+            self._as_sent, self._hosted = head[:end], hosted
+        return hosted + head[end:]
 
     def _requested(self, request: Request, at: float) -> None:
         """The request is complete; unless it is held, its bytes are on their way."""
@@ -361,16 +407,16 @@ class _Client(asyncio.Protocol):
             if passage is None:
                 self._passage = passage = self._passage_of(request)
                 passage.overhead = _perf() + proxy.offset - at
-                proxy.forwarded(passage)
+                proxy.forwarded()
             else:  # the reply came first
-                self._over()
+                self._over(at)
         elif self.state == _HELD:
             passage = self._passage = self._passage_of(request)
             refusal = proxy.open_held(passage)
             if refusal is not None:
                 self._refuse(refusal, passage, at)
                 return
-            if self._listener.stamp and self._held is not None and passage.asked is not None:
+            if self._stamps and self._held is not None and passage.asked is not None:
                 self._held[0] = _stamped(self._held[0], request, passage.asked, proxy.due(passage, enforced=False))
             self._gate = self._gate_for(passage)
             held, self._held = self._held, None
@@ -391,13 +437,8 @@ class _Client(asyncio.Protocol):
         return passage
 
     def _reply_deadline(self, at: float) -> float:
-        seconds = self._proxy.limits.reply_seconds
-        if not seconds:
-            return 0.0
-        accepted = self.decoder.headers.get(b"accept")
-        if accepted is not None and accepted != b"*/*" and b"event-stream" in accepted:
-            return 0.0
-        return at + seconds
+        seconds = self._proxy.reply_seconds
+        return at + seconds if seconds else 0.0
 
     def _release(self, reason: str) -> None:
         """What was held goes on its way unjudged, and is counted."""
@@ -511,7 +552,7 @@ class _Client(asyncio.Protocol):
         self._proxy.recorder.count("handrail_refused_total", "rule")
         self._end(end)
         if stays:
-            self._over()
+            self._over(at)
         else:
             self.state = _DISCARD
             self.transport.close()
@@ -609,7 +650,7 @@ class _Client(asyncio.Protocol):
     def reply_bytes(self, data: bytes, got: Reply | Fault | None, at: float) -> None:
         """Bytes of the upstream, already parsed: on to the client, then the books."""
         passage = self._passage
-        if type(got) is Fault:
+        if got is not None and not isinstance(got, Reply):
             self._bad_reply(got)
             return
         if self._deadline and self.state == _WAITING:  # a reply that has begun may pause as long as it likes
@@ -619,7 +660,7 @@ class _Client(asyncio.Protocol):
         if self._interim is not None:
             data = self._without_interim(data)
         if self._gate is not None:
-            gated = self._gated(self._gate, data, cast("Reply | None", got), at)
+            gated = self._gated(self._gate, data, got, at)
             if gated is None:
                 return
             data = gated
@@ -630,13 +671,13 @@ class _Client(asyncio.Protocol):
                     data, self._tail = self._tail, None
                     self.transport.write(data)
                 return
-            data = self._card(self._tail, cast(Reply, got))
+            data = self._card(self._tail, got)
             self._tail = None
         self.transport.write(data)
         if passage is not None:
             passage.overhead += _perf() + self._proxy.offset - at
         if got is not None:
-            self._replied(cast(Reply, got), at)
+            self._replied(got, at)
 
     def _gate_for(self, passage: _Passage) -> ReplyGate | None:
         """What holds the calls of a model's reply until they were judged; None where it can ask for no handoff."""
@@ -706,7 +747,7 @@ class _Client(asyncio.Protocol):
         else:
             self._end("refused")
             self._drop_upstream()
-            self._over()
+            self._over(at)
         if ending is None:
             self._cut()  # an end that looks orderly would make a whole reply of half of one
         elif gate.ends_connection:
@@ -728,10 +769,10 @@ class _Client(asyncio.Protocol):
         if reply.status == 101:
             self._switch()
         elif not early:
-            self._over()
+            self._over(at)
 
-    def _over(self) -> None:
-        """The exchange is over and the connection is ready for the next."""
+    def _over(self, at: float) -> None:
+        """The exchange is over, with what came at this instant, and the connection is ready for the next."""
         proxy = self._proxy
         self._uncount()
         self._passage = None
@@ -745,8 +786,8 @@ class _Client(asyncio.Protocol):
         self.state = _IDLE
         self._first = False
         self._method = ""
-        self._rested = proxy.now()
-        self._deadline = self._rested + proxy.limits.keepalive_seconds
+        self._rested = at
+        self._deadline = at + proxy.keepalive_seconds
         if proxy.draining or (self._eof and not self.decoder.rest):
             self._finish()
             return
@@ -874,11 +915,7 @@ class _Client(asyncio.Protocol):
         return data
 
     def _wants_card(self) -> bool:
-        return (
-            self._listener.rewrite_cards
-            and self._method == "GET"
-            and is_card_path(self.decoder.target.decode("latin-1").partition("?")[0])
-        )
+        return self._method == "GET" and is_card_path(self.decoder.target.decode("latin-1").partition("?")[0])
 
     def _card(self, raw: bytes, reply: Reply) -> bytes:
         """A complete reply with an agent card to one whose interfaces lead back here; unchanged where it is no card."""
@@ -1019,6 +1056,9 @@ class _Client(asyncio.Protocol):
         elif state == _WAITING:
             if self._upstream is not None and self._upstream.transport is None:
                 return  # still connecting, which has its own limit
+            if self._asks_for_stream():
+                self._deadline = 0.0  # its first event may take as long as it likes
+                return
             if not self._has_begun() and self._fall_back("timeout"):
                 return
             self._proxy.recorder.count("handrail_refused_total", "reply_timeout")
@@ -1144,6 +1184,16 @@ class _Client(asyncio.Protocol):
     def overdue(self, now: float) -> bool:
         return 0.0 < self._deadline < now
 
+    def open_since(self, before: float) -> _Passage | None:
+        """The exchange under way if its request is older than this and was not looked at."""
+        passage = self._passage
+        if passage is None or passage.opened or passage.exchange.ended or passage.exchange.request.end > before:
+            return None
+        return passage
+
+    def _asks_for_stream(self) -> bool:
+        return b"event-stream" in self.decoder.headers.get(b"accept", b"")
+
     def _authority(self) -> str:
         return self._target.authority if self._target is not None else ""
 
@@ -1164,9 +1214,6 @@ class _Client(asyncio.Protocol):
             self._pause(_UPSTREAM_FULL)
         else:
             self._resume(_UPSTREAM_FULL)
-
-
-_CONNECTING, _PIPELINED, _UPSTREAM_FULL = 1, 2, 4
 
 
 class _Upstream(asyncio.Protocol):
@@ -1308,6 +1355,11 @@ class Proxy:
         self.head_limits = HeadLimits(
             head_bytes=limits.header_bytes, field_bytes=limits.header_field_bytes, lines=limits.header_lines
         )
+        # `limits` are no compiled class, and these every exchange reads.
+        self.most_in_flight = limits.in_flight
+        self.body_idle_seconds = limits.body_idle_seconds
+        self.reply_seconds = limits.reply_seconds
+        self.keepalive_seconds = limits.keepalive_seconds
         self.budget = CopyBudget()
         self.clients: set[_Client] = set()
         self.addresses: set[tuple[str, int]] = set()
@@ -1326,7 +1378,6 @@ class Proxy:
         self.enforcing = False
         self.offset = time.time() - _perf()
         self._looking: list[_Passage] = []
-        self._open: deque[_Passage] = deque()
         self._unwritten: list[_Outlet] = []
         self._write_due = False
         self._drain_due = False
@@ -1336,7 +1387,7 @@ class Proxy:
         self._tasks: set[asyncio.Task[None]] = set()
         self._sweeper: asyncio.TimerHandle | None = None
         self._sweep_due = 0.0
-        self._prefix = secrets.token_hex(6)
+        self._prefix = f"{secrets.token_hex(6)}-"
         self._count = 0
         self._loop = cast(asyncio.AbstractEventLoop, None)
 
@@ -1346,7 +1397,7 @@ class Proxy:
 
     def next_id(self) -> str:
         self._count += 1
-        return f"{self._prefix}-{self._count}"
+        return self._prefix + str(self._count)
 
     async def start(self) -> list[tuple[str, int]]:
         """Starts to listen. The addresses, in the order of the listeners. Raises OSError where one is taken."""
@@ -1430,9 +1481,8 @@ class Proxy:
     def soon(self, call: Callable[[], None]) -> None:
         self._loop.call_soon(call)
 
-    def forwarded(self, passage: _Passage) -> None:
+    def forwarded(self) -> None:
         """A request is on its way, and its upstream has work: the moment to look at what is over."""
-        self._open.append(passage)
         if len(self._looking) >= LOOK_TOGETHER and not self._drain_due:
             self._drain_due = True
             self._loop.call_soon(self.drain)
@@ -1482,9 +1532,7 @@ class Proxy:
         for passage in looking:
             self.budget.left += passage.kept
             passage.kept = 0
-            # `_open` still names this passage for a moment. Were the bodies kept with it, every new one would come from
-            # memory that no cache holds.
-            passage.exchange, passage.asked = _NO_EXCHANGE, None
+            passage.exchange, passage.asked = _NO_EXCHANGE, None  # where the client is still sending, it names this
 
     def _inspect(self, exchanges: list[Exchange], now: float) -> None:
         try:
@@ -1518,12 +1566,10 @@ class Proxy:
     def _look_at_open(self) -> None:
         """Shows the inspector what has been open for long: deadlines run, and waits are known while they last."""
         self._opener = self._loop.call_later(OPEN_SECONDS / 2, self._look_at_open)
-        open_ = self._open
         now = self.now()
-        while open_ and open_[0].since <= now - OPEN_SECONDS:
-            passage = open_.popleft()
-            if passage.closed or passage.exchange.ended:
-                continue
+        long = [each for client in self.clients if (each := client.open_since(now - OPEN_SECONDS)) is not None]
+        for passage in sorted(long, key=lambda each: each.exchange.request.end):
+            passage.opened = True
             try:
                 began = _perf()
                 passage.asked, decisions = self.inspector.open(passage.exchange)
@@ -1536,6 +1582,7 @@ class Proxy:
         """The Decision on a request that is held; none where we fail."""
         if self._looking:
             self.drain()  # it may repeat an exchange that is over and was not looked at yet
+        passage.opened = True
         now = self.now()
         try:
             began = _perf()
@@ -1680,17 +1727,23 @@ _PATH = re.compile(r"[/?].*|#.*", re.DOTALL)
 _AUTHORITY = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._~-]+)(?::([0-9]{1,5}))?")
 
 
-def _with_host(head: bytes, authority: bytes) -> bytes:
-    """A head with the value of its Host header replaced; there is exactly one, or none in HTTP/1.0."""
+def _host_in(head: bytes) -> tuple[int, int] | None:
+    """Where in a head the value of its Host header begins and ends; there is exactly one, or none in HTTP/1.0."""
     start = head.find(b"\r\nHost: ")
     if start >= 0:
         start += 8
     else:
         found = _HOST.search(head)
         if found is None:
-            return head
+            return None
         start = found.end()
-    return head[:start] + authority + head[head.find(b"\r\n", start) :]
+    return start, head.find(b"\r\n", start)
+
+
+def _with_host(head: bytes, authority: bytes) -> bytes:
+    """A head with the value of its Host header replaced, if it has one."""
+    place = _host_in(head)
+    return head if place is None else head[: place[0]] + authority + head[place[1] :]
 
 
 _HOST = re.compile(rb"\r\nhost:[ \t]*", re.IGNORECASE)
