@@ -94,6 +94,7 @@ class Load:
         took = perf_counter() - began
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._all.wait(), GRACE_SECONDS)
+        self.waiting.clear()  # else an answer that comes while the loop closes sends one more, which nobody counts
         return took
 
 
