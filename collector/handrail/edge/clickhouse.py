@@ -68,17 +68,30 @@ class Refused(Exception):
 class Batch:
     """JSON lines for one table; nothing changes it once it is there. Equal bytes have equal tokens, and only they.
 
-    A row is an object, or an array where `names` is the array of the columns' names.
+    A row is an object, or an array where `names` is the array of the columns' names. `block` is what is sent: those
+    names and the rows in one piece, as it was filled. A copy of a megabyte is 256 pages that the kernel has to find:
+    two of them less are 0.6 µs for each row, of 1.9 to fill, seal and compress it.
     """
 
-    __slots__ = ("body", "names", "rows", "table", "token")
+    __slots__ = ("block", "names", "rows", "table", "token")
 
-    def __init__(self, table: str, body: bytes, rows: int, token: str, names: bytes = b"") -> None:
-        self.table, self.body, self.rows, self.token, self.names = table, body, rows, token, names
+    def __init__(self, table: str, block: bytes | bytearray, rows: int, token: str, names: bytes = b"") -> None:
+        self.table, self.block, self.rows, self.token, self.names = table, block, rows, token, names
 
     @classmethod
-    def seal(cls, table: str, body: bytes, rows: int, names: bytes = b"") -> "Batch":
-        return cls(table, body, rows, f"{table}-{xxhash.xxh3_128_hexdigest(body)}", names)
+    def seal(cls, table: str, block: bytes | bytearray, rows: int, names: bytes = b"") -> "Batch":
+        """Takes the block as it is, which begins with the names: it is the batch's alone from here on."""
+        return cls(table, block, rows, f"{table}-{xxhash.xxh3_128_hexdigest(block)}", names)
+
+    @property
+    def size(self) -> int:
+        """Bytes of the rows."""
+        return len(self.block) - len(self.names)
+
+    @property
+    def body(self) -> bytes:
+        """The rows alone, as a copy."""
+        return bytes(self.block[len(self.names) :])
 
     def halves(self) -> tuple["Batch", "Batch"]:
         """Two batches that are this one; it has two rows at least."""
@@ -86,8 +99,8 @@ class Batch:
         middle = len(lines) // 2
         first, second = lines[:middle], lines[middle:]
         return (
-            Batch.seal(self.table, b"".join(first), len(first), self.names),
-            Batch.seal(self.table, b"".join(second), len(second), self.names),
+            Batch.seal(self.table, self.names + b"".join(first), len(first), self.names),
+            Batch.seal(self.table, self.names + b"".join(second), len(second), self.names),
         )
 
 
@@ -154,11 +167,12 @@ def target_of(dsn: str, database: str) -> Target:
 class _Open:
     """Lines that are not sealed yet, in one buffer: orjson's lines are cut from kilobytes, and kept would hold them."""
 
-    __slots__ = ("lines", "names", "rows", "table")
+    __slots__ = ("full", "lines", "names", "rows", "table")
 
-    def __init__(self, table: str, names: bytes = b"") -> None:
+    def __init__(self, table: str, batch_bytes: int, names: bytes = b"") -> None:
         self.table, self.names = table, names
-        self.lines = bytearray()
+        self.full = batch_bytes + len(names)
+        self.lines = bytearray(names)
         self.rows = 0
 
 
@@ -172,15 +186,13 @@ class ClickHouseSink:
         self._metrics = metrics
         self._payloads = payloads
         self._encode = msgspec.json.Encoder(enc_hook=str).encode
-        self._open: dict[type[Any], _Open] = {
-            Event: _Open("event", orjson.dumps(FIELDS) + b"\n"),
-            Finding: _Open("finding"),
-        }
+        self._events = _Open("event", config.batch_bytes, orjson.dumps(FIELDS) + b"\n")
+        self._findings = _Open("finding", config.batch_bytes)
         self._sealed: deque[Batch] = deque()
         self._rows = 0
         self._bytes = 0
         self._max_rows, self._max_bytes = config.queue_rows, config.queue_bytes
-        self._batch_rows, self._batch_bytes = config.batch_rows, config.batch_bytes
+        self._batch_rows = config.batch_rows
         self._wake = asyncio.Event()
         self._closing = asyncio.Event()
         self._closed = False
@@ -220,10 +232,10 @@ class ClickHouseSink:
             return
         self._rows += 1
         self._bytes += size
-        rows = self._open[type(record)]
+        rows = self._events if isinstance(record, Event) else self._findings
         rows.lines += line
         rows.rows += 1
-        if rows.rows >= self._batch_rows or len(rows.lines) >= self._batch_bytes:
+        if rows.rows >= self._batch_rows or len(rows.lines) >= rows.full:
             self._seal(rows)
             self._wake.set()
         elif rows.rows == 1:
@@ -278,12 +290,12 @@ class ClickHouseSink:
 
     def _seal(self, rows: _Open) -> None:
         if rows.rows:
-            self._sealed.append(Batch.seal(rows.table, bytes(rows.lines), rows.rows, rows.names))
-            rows.lines, rows.rows = bytearray(), 0
+            self._sealed.append(Batch.seal(rows.table, rows.lines, rows.rows, rows.names))
+            rows.lines, rows.rows = bytearray(rows.names), 0
 
     def _seal_all(self) -> None:
-        for rows in self._open.values():
-            self._seal(rows)
+        self._seal(self._events)
+        self._seal(self._findings)
 
     async def start(self) -> None:
         """Begins to connect and write in the background; returns at once, whether or not there is a server."""
@@ -370,7 +382,7 @@ class ClickHouseSink:
             if batch is not None:
                 self._sealed.popleft()
                 self._rows -= batch.rows
-                self._bytes -= len(batch.body)
+                self._bytes -= batch.size
                 self._metrics.wrote(batch.table, "stored", perf_counter() - began, batch.rows)
 
     async def _next(self) -> Batch | None:
@@ -382,7 +394,7 @@ class ClickHouseSink:
                     return None
                 break
             self._wake.clear()
-            waiting = any(rows.rows for rows in self._open.values())
+            waiting = self._events.rows > 0 or self._findings.rows > 0
             try:
                 # Jitter, so that the sidecars of a fleet that started together do not all write together.
                 age = self._config.batch_seconds * random.uniform(0.8, 1.2) if waiting else None
@@ -405,7 +417,7 @@ class ClickHouseSink:
             self._sealed.appendleft(first)
             return
         self._rows -= 1
-        self._bytes -= len(batch.body)
+        self._bytes -= batch.size
         self._metrics.dropped("refused", False)
 
     def _failed(

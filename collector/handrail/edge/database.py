@@ -127,12 +127,11 @@ class Database:
 
     def _insert(self, batch: Batch) -> None:
         embedded = self.target.scheme == "chdb"
-        block = batch.names + batch.body
         self._connected().raw_insert(
             f"{self.name}.{batch.table}",
             # Named, so that a sidecar which knows fewer columns than the table has goes on working.
             column_names=self._columns[batch.table],
-            insert_block=block if embedded else zstandard.compress(block, 1),
+            insert_block=bytes(batch.block) if embedded else zstandard.compress(batch.block, 1),
             settings=self._settings | {"insert_deduplication_token": batch.token},
             fmt="JSONCompactEachRowWithNames" if batch.names else "JSONEachRow",
             compression=None if embedded else "zstd",

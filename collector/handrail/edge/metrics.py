@@ -24,7 +24,7 @@ from handrail.event import Event, Fault, Finding
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 OPENMETRICS_TYPE = "application/openmetrics-text; version=1.0.0; charset=utf-8"
 
-HANDOFF_KINDS = frozenset(("handoff", "publish", "deliver"))
+HANDOFF_KINDS: Final = frozenset(("handoff", "publish", "deliver"))
 
 # Agents answer in milliseconds when they are tools and in minutes when a model thinks.
 DURATION_SECONDS = (0.005, 0.025, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 120.0)
