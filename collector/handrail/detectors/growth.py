@@ -173,6 +173,9 @@ class ContextGrowth:
         """What does not grow and is below every window fits."""
         self._models = tuple((matcher(each.agent), each.model) for each in params.models)
         self._workflows: OrderedDict[str, _Workflow] = OrderedDict()
+        self._newest: str | None = None
+        """The last one in `_workflows`, which mostly comes again: 700 instructions less, and no look-up in it."""
+        self._newest_workflow = _Workflow()
 
     def observe(self, event: Event) -> Iterable[Finding]:
         key, kind = event.workflow, event.kind
@@ -183,13 +186,7 @@ class ContextGrowth:
         if counted is None:
             return NOTHING
         tokens, how = counted
-        workflow = self._workflows.get(key)
-        if workflow is None:
-            workflow = self._workflows[key] = _Workflow()
-            if len(self._workflows) > self._keys:
-                self._workflows.popitem(last=False)
-        else:
-            self._workflows.move_to_end(key)
+        workflow = self._workflow(key)
         workflow.tokens += tokens
         workflow.hops += 1
         if how == "estimated":
@@ -227,6 +224,19 @@ class ContextGrowth:
             judged = self._judged(workflow, series, event, tokens, how, named)
             found = found or judged
         return found
+
+    def _workflow(self, key: str) -> _Workflow:
+        if key == self._newest:
+            return self._newest_workflow
+        workflow = self._workflows.get(key)
+        if workflow is None:
+            workflow = self._workflows[key] = _Workflow()
+            if len(self._workflows) > self._keys:
+                self._workflows.popitem(last=False)
+        else:
+            self._workflows.move_to_end(key)
+        self._newest, self._newest_workflow = key, workflow
+        return workflow
 
     def _part(self, workflow: _Workflow, receiver: str) -> None:
         """The chain goes on elsewhere, or something else goes there: what was one series becomes two."""
