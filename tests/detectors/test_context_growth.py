@@ -46,6 +46,15 @@ def test_growth_that_meets_the_window_is_told_before_it_does(build: Build) -> No
     assert only.events == ("e0", "e1", "e2")
 
 
+def test_each_workflow_grows_by_itself(build: Build) -> None:
+    """Two whose hand-overs take turns: one grows towards its window, the other stays as it is."""
+    grows = chain(60_000, 80_000, 100_000)
+    stays = [event.but(id=f"s{event.id}", workflow="s") for event in chain(1_000, 1_000, 1_000)]
+    turns = [event for pair in zip(stays, grows, strict=True) for event in pair]
+    [only] = found(build("context.growth"), turns)
+    assert (only.event, only.evidence["workflow_tokens"]) == ("e2", 240_000)
+
+
 @pytest.mark.parametrize(
     ("fields", "finds"),
     [

@@ -51,6 +51,14 @@ def test_decisions_that_were_made_must_not_be_gone(build: Build, made: Any) -> N
     assert only.evidence["before"] == 2
 
 
+def test_each_workflow_is_held_to_what_it_decided_itself(build: Build) -> None:
+    """Two whose hand-overs take turns: one loses its decisions, the other never had any."""
+    decided = chain(context(decisions_made=["a"]), context(), context())
+    never = [event.but(id=f"n{event.id}", workflow="n") for event in chain(context(), context(), context())]
+    turns = [event for pair in zip(decided, never, strict=True) for event in pair]
+    assert [each.event for each in found(build("context.lost"), turns)] == ["e1", "e2"]
+
+
 def test_decisions_that_nobody_made_are_not_lost(build: Build) -> None:
     """Unless the contract wants some always."""
     events = chain(context(decisions_made=[]), context())

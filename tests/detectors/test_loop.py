@@ -54,6 +54,14 @@ def test_a_ring_of_any_length_is_found_where_its_third_lap_closes(build: Build, 
     assert found(build("handoff.loop"), events[:-1]) == []
 
 
+def test_each_workflow_goes_round_by_itself(build: Build) -> None:
+    """Three that take turns and go round once each: three laps of the same agents, and no loop."""
+    lap = laps(["a", "b", "c"], 1, same)
+    turns = [event.but(id=f"{name}{event.id}", workflow=name) for name in "uvw" for event in lap]
+    assert found(build("handoff.loop"), turns) == []
+    assert len(found(build("handoff.loop"), laps(["a", "b", "c"], 3, same))) == 1
+
+
 def test_every_further_lap_is_told_under_one_fingerprint(build: Build) -> None:
     """A loop that goes on stays a finding, and remains one."""
     findings = found(build("handoff.loop"), laps(["a", "b", "c"], 12, same))
