@@ -21,7 +21,7 @@ from handrail.config import LimitsConfig
 from handrail.edge.metrics import Metrics
 from handrail.event import Event, Finding
 from handrail.pipeline import Inspector
-from wire.test_http1 import AMBIGUOUS, BAD_CHUNKS
+from wire.test_http1 import AMBIGUOUS, BAD_CHUNKS, TOO_MUCH
 
 GET = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
 POST = b'POST /t HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\nContent-Length: 7\r\n\r\n{"a":1}'
@@ -638,7 +638,6 @@ def test_a_reply_that_came_before_a_reset_is_forwarded() -> None:
         b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
         b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\nhello",
         b"HTTP/1.1 200 OK\r\nContent-Length: x\r\n\r\n",
-        OK + OK,
         b"SSH-2.0-OpenSSH\r\n",
         b"HTTP/1.1 200 OK\r\nX: " + b"a" * 80_000,
     ],
@@ -655,6 +654,70 @@ def test_a_reply_that_is_not_http_is_a_502(reply: bytes) -> None:
         assert stage.counted("handrail_refused_total", "upstream_invalid") == 1
 
     play(go, replying(reply))
+
+
+@pytest.mark.parametrize("cut", ["nowhere", "in the reply", "behind it", "behind its excess"])
+@pytest.mark.parametrize(("method", "reply", "excess"), TOO_MUCH.values(), ids=TOO_MUCH)
+def test_a_reply_passes_without_what_its_upstream_sent_behind_it(
+    method: str, reply: bytes, excess: bytes, cut: str
+) -> None:
+    """A length that is wrong by a few bytes is no reason to take a whole reply from its client, however the network cut
+    it; what answers no request never passes, is counted, and ends both connections."""
+    raw = reply + excess
+    at = {"nowhere": len(raw), "in the reply": 20, "behind it": len(reply), "behind its excess": len(raw) - 1}[cut]
+    pieces = [piece for piece in (raw[:at], raw[at:]) if piece]
+
+    async def go(stage: Stage) -> None:
+        client = await stage.client()
+        await client.send(POST.replace(b"POST", method.encode()))
+        assert await client.rest() == reply
+        assert client.end == "fin"
+        (event,) = await stage.settled(1)
+        assert (event.outcome, event.status) == ("completed", int(reply[9:12]))
+        await eventually(lambda: stage.upstream.wires[0].end is not None)
+        assert len(stage.upstream.wires) == 1
+        assert stage.counted("handrail_refused_total", "upstream_unexpected") == 1
+        assert stage.counted("handrail_refused_total") == 1
+
+    play(go, replying(*pieces, pause=0.03))
+
+
+@pytest.mark.parametrize("pieces", [(OK + OK,), (OK, OK)], ids=["at once", "later"])
+def test_a_reply_before_the_request_is_complete_passes_without_what_stands_behind_it(pieces: tuple[bytes, ...]) -> None:
+    """The client reads it to its end, also when it sends what is left of its request."""
+
+    async def hasty(wire: Wire) -> None:
+        await wire.until()
+        await wire.exactly(3)
+        await wire.send(*pieces, pause=0.03)
+        await wire.rest()
+
+    async def go(stage: Stage) -> None:
+        client = await stage.client()
+        await client.send(POST[:-4])
+        assert await client.message() == OK
+        await client.send(POST[-4:])
+        assert await client.rest() == b""
+        assert client.end == "fin"
+        (event,) = await stage.settled(1)
+        assert (event.outcome, event.status) == ("completed", 200)
+        await eventually(lambda: stage.counted("handrail_refused_total", "upstream_unexpected") == 1)
+        assert stage.counted("handrail_refused_total") == 1
+
+    play(go, hasty)
+
+
+def test_what_an_upstream_sends_between_requests_answers_none() -> None:
+    """Pipelined requests: what stands behind the first answer is not taken for the second; the client asks again."""
+
+    async def go(stage: Stage) -> None:
+        client = await stage.client()
+        await client.send(GET + GET)
+        assert await client.rest() == OK
+        await stage.settled(1)
+        assert stage.counted("handrail_refused_total", "upstream_unexpected") == 1
+
+    play(go, replying(OK + OK))
 
 
 def test_a_reply_that_turns_bad_half_way_is_cut() -> None:

@@ -304,9 +304,6 @@ def test_a_reply_ends_where_its_framing_says(raw: bytes, method: str, status: in
         (b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", "GET"),
         (b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n", "HEAD"),
         (b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\nhello", "GET"),
-        (b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhelloHTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n", "GET"),
-        (b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhellomore", "GET"),
-        (b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello", "HEAD"),
         (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n", "GET"),
         (b"HTTP/3.0 200 OK\r\n\r\n", "GET"),
         (b"\x15\x03\x01\x00\x02\x02\x46", "GET"),
@@ -316,8 +313,36 @@ def test_a_reply_ends_where_its_framing_says(raw: bytes, method: str, status: in
     ],
 )
 def test_a_reply_that_is_not_http_is_a_fault(raw: bytes, method: str) -> None:
-    """Conflicting framing, more than one reply to one request, and what is no HTTP."""
+    """Conflicting framing, and what is no HTTP."""
     assert isinstance(reply(raw, method), Fault)
+
+
+FIVE = b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello"
+CHUNKED_HEAD = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+TOO_MUCH = {
+    "a second reply": ("GET", FIVE, b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"),
+    "a body that is longer than it says": ("GET", FIVE, b"more"),
+    "a body that should be empty": ("GET", b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n", b"more"),
+    "behind the last chunk": ("GET", CHUNKED_HEAD + b"2\r\nok\r\n0\r\n\r\n", b"\r\n"),
+    "a body in answer to HEAD": ("HEAD", b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n", b"hello"),
+    "a body of 204": ("GET", b"HTTP/1.1 204 No Content\r\n\r\n", b"{}"),
+}
+"""Method, a complete reply, and what its upstream sends behind it."""
+
+
+@pytest.mark.parametrize(("method", "raw", "excess"), TOO_MUCH.values(), ids=TOO_MUCH)
+def test_what_stands_behind_a_reply_is_not_of_it(method: str, raw: bytes, excess: bytes) -> None:
+    """A reply in one piece with it, with some of it, and without it is the same reply."""
+    for among in range(len(excess) + 1):
+        decoder = ReplyDecoder(HeadLimits(), LIMIT)
+        decoder.expect(method)
+        got = decoder.feed(raw + excess[:among], 1.0)
+        assert got == reply(raw, method)
+        assert isinstance(got, Reply)
+        assert decoder.excess == among
+    decoder.expect(method)
+    assert decoder.feed(raw, 1.0) == got
+    assert decoder.excess == 0
 
 
 def test_bytes_that_answer_no_request_are_a_fault() -> None:

@@ -885,21 +885,33 @@ class _Client(asyncio.Protocol):
 
     def _bad_reply(self, fault: Fault) -> None:
         upstream, self._upstream = self._upstream, None
+        if fault.reason == "unexpected" or self.state not in (_BODY, _WAITING):
+            self.unasked(upstream)
+            return
         forwarded = upstream is not None and upstream.forwarded
         if upstream is not None:
             upstream.leave(abort=True)
-        if self.state == _HELD:
-            return
-        if self.state not in (_BODY, _WAITING):  # it answers no request
-            self._proxy.recorder.count("handrail_refused_total", "upstream_unexpected")
-            self._finish()
-            return
         self._proxy.recorder.count("handrail_refused_total", "upstream_invalid")
         self._end("upstream_invalid", upstream)
         if forwarded:
             self._cut()
         else:
             self._answer(502, "The upstream's reply is not valid HTTP/1.1", f"{self._authority()}: {fault.message}")
+
+    def unasked(self, upstream: "_Upstream | None") -> None:
+        """The upstream sent what answers no request: dropped, and its connection is not used again, nor ours, because
+        nobody can tell what else it takes for an answer. A reply before it was complete and stays so."""
+        if self._upstream is upstream:
+            self._upstream = None
+        if upstream is not None:
+            upstream.leave(abort=True)
+        if self.state == _HELD:
+            return  # it has seen nothing of this request; another connection will
+        self._proxy.recorder.count("handrail_refused_total", "upstream_unexpected")
+        if self.state in (_IDLE, _HEAD):
+            self._finish()
+        elif self.state in (_BODY, _WAITING):  # answered before the request was complete
+            self._linger()
 
     def _without_interim(self, data: bytes) -> bytes:
         """Takes out the 100 of an upstream whose client already has ours."""
@@ -1254,6 +1266,10 @@ class _Upstream(asyncio.Protocol):
         at = _perf() + self._proxy.offset
         got = self.decoder.feed(data, at)
         self.started = True
+        if self.decoder.excess:
+            client.reply_bytes(data[: -self.decoder.excess], got, at)
+            client.unasked(self)
+            return
         client.reply_bytes(data, got, at)
         self.forwarded = True
 

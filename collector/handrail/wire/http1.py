@@ -642,7 +642,8 @@ class ReplyDecoder:
     """Bytes that an upstream sends to replies.
 
     `expect` says that a request was sent; then `feed` gives the final reply, or a Fault, or None while there is more to
-    come. Interim replies (1xx) are passed over; 101 is a final reply with `switched` set. A reply that ends with the
+    come. The last `excess` bytes of a piece with which a reply ends are not of it; in a piece of their own they are a
+    Fault. Interim replies (1xx) are passed over; 101 is a final reply with `switched` set. A reply that ends with the
     connection is given by `close`.
     """
 
@@ -666,6 +667,8 @@ class ReplyDecoder:
         self.status = 0
         """Of the final reply once its head is complete, else 0."""
         self.switched = False
+        self.excess = 0
+        """Bytes of the last piece that stand behind the complete reply and answer no request."""
 
     def expect(self, method: str) -> None:
         """A request with this method is on its way to the upstream."""
@@ -676,6 +679,7 @@ class ReplyDecoder:
         self.started = False
         self.switched = False
         self.status = 0
+        self.excess = 0
 
     @property
     def headers(self) -> dict[bytes, bytes]:
@@ -815,7 +819,7 @@ class ReplyDecoder:
             return _fault("ambiguous_framing", "both Content-Length and Transfer-Encoding", at)
         if self._no_body or status in (204, 304):
             self._copy.open(is_read, 0)
-            return self._finish_before(data, at)
+            return self._finish_before(data)
         if coding is not None:
             self._copy.open(is_read, -1)
             if coding.lower().rpartition(b",")[2].strip() == b"chunked":
@@ -831,7 +835,7 @@ class ReplyDecoder:
             self._left = int(length)
             self._copy.open(is_read, self._left)
             if not self._left:
-                return self._finish_before(data, at)
+                return self._finish_before(data)
         else:
             return _fault("malformed", "Content-Length is not a number", at)
         return self._body(data, at) if data else None
@@ -845,7 +849,7 @@ class ReplyDecoder:
             if not chunks.done:
                 return None
             self._chunks = None
-            return self._finish_before(data[used:], at)
+            return self._finish_before(data[used:])
         left = self._left
         if left < 0 or len(data) < left:
             self._take(data)
@@ -857,16 +861,15 @@ class ReplyDecoder:
             self._take(data)
             return self._finish(self._copy.take())
         self._take(data[:left])
-        return self._finish_before(data[left:], at)
+        return self._finish_before(data[left:])
 
     def _take(self, data: bytes) -> None:
         self._size += len(data)
         self._copy.add(data)
 
-    def _finish_before(self, rest: bytes, at: float) -> Reply | Fault:
-        """The reply is complete, and nothing may follow it."""
-        if rest:
-            return _fault("ambiguous_framing", "the upstream sent more than its reply", at)
+    def _finish_before(self, rest: bytes) -> Reply:
+        """The reply is complete; what follows it is no part of it, whether it came with it or later."""
+        self.excess = len(rest)
         return self._finish(self._copy.take())
 
     def _finish(self, body: bytes) -> Reply:
