@@ -239,7 +239,7 @@ def test_check_lists_what_is_wrong_in_rules_and_schemas(run: Run, tmp_path: Path
         ),
         (
             "upstream: 'https://a', tls: {ca_file: none.pem}",
-            "routes[0].tls.ca_file: cannot be loaded: [Errno 2] No such file or directory",
+            "routes[0].tls.ca_file: {here}/none.pem cannot be loaded: [Errno 2] No such file or directory",
         ),
     ],
 )
@@ -248,8 +248,87 @@ def test_check_and_run_refuse_the_same_in_the_same_words(run: Run, tmp_path: Pat
     file = tmp_path / "handrail.yaml"
     file.write_text(f"routes: [{{listen: '127.0.0.1:7', {route}}}]\nadmin: {{listen: ':0'}}")
 
-    assert refused(run("check", "-c", file)) == [f"handrail: {file}: {problem}"]
-    assert refused(run("run", "-c", file)) == [f"handrail: {file}: {problem}"]
+    told = [f"handrail: {file}: {problem.format(here=tmp_path)}"]
+    assert refused(run("check", "-c", file)) == told
+    assert refused(run("run", "-c", file)) == told
+
+
+NO_FILE = "cannot be loaded: [Errno 2] No such file or directory"
+NOT_READ = "cannot be read: no such file or directory"
+NOT_FIT = {
+    "stores: [{name: s, listeners: [{listen: ':0', upstream: 'rediss://a', tls: {ca_file: gone}}]}]": (
+        f"stores.s.listeners[0].tls.ca_file: {{here}}/gone {NO_FILE}"
+    ),
+    "stores: [{name: s, listeners: [{listen: ':7', upstream: 'redis://127.0.0.1:7'}]}]": (
+        "stores.s.listeners[0].upstream: is the listen address itself: a loop"
+    ),
+    "buses: [{name: b, listen: ':8', upstream: 'nats://127.0.0.1:8'}]": (
+        "buses.b.upstream: is the listen address itself: a loop"
+    ),
+    "registry: {listen: ':0', token_file: gone}": f"registry.token_file: {{here}}/gone: {NOT_READ}",
+    "registry: {listen: ':0', token_file: empty}": (
+        "registry.token_file: holds no token; write one on a line of its own"
+    ),
+    "otlp: {http: ':0', tls_cert_file: gone, tls_key_file: gone}": (
+        f"otlp.tls_cert_file: {{here}}/gone and its key {NO_FILE}"
+    ),
+    "otlp: {grpc: ':0', forward: 'http://a', forward_token_file: gone}": (
+        f"otlp.forward_token_file: {{here}}/gone: {NOT_READ}"
+    ),
+    "traces: {endpoint: 'https://a', ca_file: empty}": (
+        "traces.ca_file: {here}/empty cannot be loaded: [X509: NO_CERTIFICATE_OR_CRL_FOUND]"
+    ),
+    "alerts: {webhooks: [{url: 'https://a', ca_file: gone}]}": f"alerts.webhooks[0].ca_file: {{here}}/gone {NO_FILE}",
+    "clickhouse: {dsn: 'https://u@a?ca_file=gone'}": f"clickhouse.dsn: gone {NO_FILE}",
+    "graph: {file: gone}": None,
+}
+"""Configurations whose every key is right, and what the parts that they are for say; None where a file speaks."""
+
+
+@pytest.mark.parametrize("part", NOT_FIT)
+def test_check_tells_what_would_keep_a_run_from_starting(run: Run, tmp_path: Path, part: str) -> None:
+    """Every file and address of the configuration is looked at, by the parts that will use them."""
+    (tmp_path / "empty").write_text("")
+    file = tmp_path / "handrail.yaml"
+    needed = "admin: {listen: ':0'}\nroutes: [{listen: ':0', upstream: 'http://a'}]\n"
+    file.write_text(f"{needed}{part}" + ("" if part.startswith("clickhouse") else "\nclickhouse: {dsn: null}"))
+    problem = NOT_FIT[part]
+    told = f"handrail: {file}: {problem}" if problem else f"handrail: {{here}}/gone: {NOT_READ}"
+
+    by_check, by_run = refused(run("check", "-c", file)), refused(run("run", "-c", file))
+    assert by_check[-1].startswith(told.format(here=tmp_path))
+    assert by_run[-1:] == by_check[-1:]
+
+
+def test_check_lists_what_is_wrong_in_every_part(run: Run, tmp_path: Path) -> None:
+    """A run would stop at the first; and nothing is made, not even the registry that a run would make."""
+    file = tmp_path / "handrail.yaml"
+    parts = [part for part in NOT_FIT if part.partition(":")[0] in ("stores", "buses", "traces", "alerts", "graph")]
+    del parts[0]
+    file.write_text("\n".join([*parts, "registry: {listen: ':0', sqlite: new.db, token_file: gone}"]))
+    told = refused(run("check", "-c", file))
+
+    assert [line.split(": ")[2] for line in told if line.startswith(f"handrail: {file}: ")] == [
+        "registry.token_file",
+        "traces.ca_file",
+        "alerts.webhooks[0].ca_file",
+        "stores.s.listeners[0].upstream",
+        "buses.b.upstream",
+    ]
+    assert f"handrail: {tmp_path}/gone: {NOT_READ}" in told
+    assert os.listdir(tmp_path) == ["handrail.yaml"]
+
+
+def test_check_counts_every_address_that_is_listened_on(run: Run, tmp_path: Path) -> None:
+    """Not only those of routes."""
+    file = tmp_path / "handrail.yaml"
+    file.write_text(
+        "forward: {listen: ':1'}\nbuses: [{name: b, listen: ':2', upstream: 'nats://a'}]\n"
+        "stores: [{name: s, listeners: [{listen: ':3', upstream: 'redis://a'}, {listen: ':4', upstream: 'redis://b'}]}]\n"
+        "otlp: {http: ':5', grpc: ':6'}\nregistry: {listen: ':8'}\n"
+    )
+
+    assert ": good: 7 listeners, " in run("check", "-c", file).stdout
 
 
 # replay

@@ -109,6 +109,31 @@ def test_values_land_in_their_places() -> None:
         ),
         ("clickhouse: {database: 'a b'}", "clickhouse.database: must be a plain name: letters, digits and _"),
         (
+            "clickhouse: {dsn: 'http://h:x'}",
+            "clickhouse.dsn: is not a URL with a port from 1 to 65535; write clickhouse://user@host:8123/database",
+        ),
+        (
+            "clickhouse: {dsn: 'http://h:0/a'}",
+            "clickhouse.dsn: is not a URL with a port from 1 to 65535; write clickhouse://user@host:8123/database",
+        ),
+        (
+            "clickhouse: {dsn: 'http://[h/a'}",
+            "clickhouse.dsn: is not a URL with a port from 1 to 65535; write clickhouse://user@host:8123/database",
+        ),
+        (
+            "clickhouse: {dsn: 'https://u:p@/a'}",
+            "clickhouse.dsn: names no host; write clickhouse://user@host:8123/database",
+        ),
+        (
+            "clickhouse: {dsn: 'http://h/a-b'}",
+            "clickhouse.dsn: names a database that is no plain name: letters, digits and _",
+        ),
+        (
+            'otlp: {http: ":1", token_file: "a\\0b"}',
+            "otlp.token_file: holds the character U+0000, which no name or address has",
+        ),
+        ('custom: [{name: "a\\0b"}]', "custom[0].name: holds the character U+0000, which no name or address has"),
+        (
             "schemas: {edges: [{source: a}]}",
             "schemas.edges[0].subject: must say which schema applies; schemas are found by subject",
         ),

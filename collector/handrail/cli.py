@@ -102,9 +102,7 @@ def _run(args: argparse.Namespace) -> int:
         return command.run(config, args.command_line, os.environ, args.record)
     if args.record is not None:
         raise ConfigError("command line", "--record", "goes with a command; give -- COMMAND, or --clickhouse DSN")
-    serves = config.registry is not None and config.registry.listen is not None
-    serves = serves or config.otlp is not None
-    if not config.routes and config.forward is None and not config.stores and not config.buses and not serves:
+    if not config.listeners():
         missing = "there is nothing to listen on; give --listen and --upstream, or -c FILE with routes, or -- COMMAND"
         raise ConfigError(args.config or "command line", "routes" if args.config else "", missing)
 
@@ -115,41 +113,39 @@ def _run(args: argparse.Namespace) -> int:
 
 def _check(args: argparse.Namespace) -> int:
     from handrail import config, pipeline, rules
-    from handrail.edge import files
+    from handrail.edge import files, sidecar
     from handrail.schema.registry import Registry
 
     if errors := config.check(files.read_text(args.config), args.config):
         raise Problems(errors)
     found = _config(args.config)
     problems: list[object] = []
-    registry, packs = Registry(), []
+    registry, packs, inspector = Registry(), [], None
+
+    def meet(error: Exception) -> None:
+        if isinstance(error, files.Unreadable):
+            problems.extend(error.problems)
+        elif isinstance(error, config.ConfigError) and error.file == "configuration":
+            problems.append(config.ConfigError(args.config, error.key, error.problem))
+        else:
+            problems.append(error)
+
     try:
         registry = files.registry_in_force(found, lambda fault: print(f"handrail: {fault.message}", file=sys.stderr))
-    except files.Unreadable as error:
-        problems += error.problems
-    except config.ConfigError as error:
-        problems.append(error)
+    except (files.Unreadable, config.ConfigError) as error:
+        meet(error)
     try:
         packs = files.load_packs(found)
-        pipeline.build(found, registry, rules.watches(packs, registry), args.config)
-    except files.Unreadable as error:
-        problems += error.problems
-    except config.ConfigError as error:
-        problems.append(error)
-    if found.routes or found.forward is not None:
-        from handrail.edge import sidecar
-
-        try:
-            sidecar.listeners_of(found)
-        except config.ConfigError as error:
-            problems.append(config.ConfigError(args.config, error.key, error.problem))
+        inspector = pipeline.build(found, registry, rules.watches(packs, registry), args.config)
+    except (files.Unreadable, config.ConfigError) as error:
+        meet(error)
+    for problem in sidecar.problems_of(found, inspector):
+        meet(problem)
     if problems:
         raise Problems(problems)
-    routes = len(found.routes) + (found.forward is not None)
     in_force = sum(1 for _ in rules.in_force(packs))
-    print(
-        f"{args.config}: good: {_many(routes, 'listener')}, {_many(in_force, 'rule')}, {_many(len(registry), 'schema')}"
-    )
+    counted = (_many(found.listeners(), "listener"), _many(in_force, "rule"), _many(len(registry), "schema"))
+    print(f"{args.config}: good: {', '.join(counted)}")
     return 0
 
 

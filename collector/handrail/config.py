@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import PurePath
 from typing import Any, Literal, TypeVar, cast, get_args, get_origin
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 import jmespath
 import msgspec
@@ -513,6 +513,13 @@ class Config(_Config, frozen=True):
     """Store payload bodies. Off: sizes, digests and verdicts only."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 
+    def listeners(self) -> int:
+        """How many addresses traffic, schemas or spans can come to; the admin port is not one of them."""
+        served = [self.registry.listen] if self.registry is not None else []
+        served += [self.otlp.http, self.otlp.grpc] if self.otlp is not None else []
+        count = len(self.routes) + (self.forward is not None) + sum(address is not None for address in served)
+        return count + sum(len(store.listeners) for store in self.stores) + len(self.buses)
+
 
 T = TypeVar("T")
 
@@ -578,7 +585,22 @@ def check(text: str, file: str) -> list[ConfigError]:
             for key, problem in problems(config):
                 add(ConfigError(file, key, problem))
             break
+    for key in _with_nul(value, ""):
+        add(ConfigError(file, key, "holds the character U+0000, which no name or address has"))
     return list(errors.values())
+
+
+def _with_nul(value: Any, at: str) -> Iterator[str]:
+    """The keys whose text holds U+0000: no file can be called so, and each part that opens one would say it its way."""
+    if isinstance(value, str):
+        if "\0" in value:
+            yield at
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            yield from _with_nul(item, f"{at}.{key}" if at else str(key))
+    elif isinstance(value, list):
+        for index, item in enumerate(value):
+            yield from _with_nul(item, f"{at}[{index}]")
 
 
 def with_flags(
@@ -907,11 +929,22 @@ def bad_url(text: str) -> str | None:
 
 def bad_dsn(text: str) -> str | None:
     """Why a text is no ClickHouse address, or None. The text is not repeated: it may hold a password."""
-    scheme, separator, rest = text.partition("://")
+    scheme, separator, _ = text.partition("://")
     if not separator or scheme not in ("chdb", "clickhouse", "clickhouses", "http", "https"):
         return "is not a ClickHouse address; write chdb:///directory or clickhouse://user@host:8123/database"
-    if scheme != "chdb" and not rest.partition("/")[0].rpartition("@")[2]:
+    if scheme == "chdb":
+        return None
+    try:
+        parts = urlsplit(text)
+        port = parts.port
+    except ValueError:
+        port = 0
+    if port == 0:
+        return "is not a URL with a port from 1 to 65535; write clickhouse://user@host:8123/database"
+    if not parts.hostname:
         return "names no host; write clickhouse://user@host:8123/database"
+    if not re.fullmatch(r"([A-Za-z_][A-Za-z0-9_]*)?", unquote(parts.path.strip("/"))):
+        return "names a database that is no plain name: letters, digits and _"
     return None
 
 

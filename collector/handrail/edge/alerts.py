@@ -27,11 +27,11 @@ import aiohttp
 import msgspec
 import orjson
 
-from handrail.config import AlertsConfig, ConfigError, WebhookConfig
+from handrail.config import AlertsConfig, WebhookConfig
 from handrail.detectors.silent import is_away
-from handrail.edge.files import Unreadable
 from handrail.edge.metrics import Metrics
-from handrail.edge.registry import tokens_of
+from handrail.edge.registry import configured_tokens
+from handrail.edge.tls import trusting
 from handrail.event import SEVERITIES, Decision, Event, Fault, Finding, fingerprint_of, rfc3339
 
 log = logging.getLogger(__name__)
@@ -415,22 +415,12 @@ class Webhook(Receiver):
 def _bearer(file: str | None, key: str, variable: str | None) -> dict[str, str]:
     if file is None and variable is None:
         return {}
-    try:
-        tokens = tokens_of(file, variable or "")
-    except Unreadable as error:
-        raise ConfigError("configuration", key, "; ".join(error.problems)) from None
-    if file is not None and not tokens:
-        raise ConfigError("configuration", key, "holds no token; write one on a line of its own")
+    tokens = configured_tokens(file, key, variable or "")
     return {"Authorization": f"Bearer {tokens[0]}"} if tokens else {}
 
 
 def _trust(url: str, ca_file: str | None, key: str) -> ssl.SSLContext | None:
-    if not url.startswith("https:"):
-        return None
-    try:
-        return ssl.create_default_context(cafile=ca_file)
-    except (OSError, ssl.SSLError) as error:
-        raise ConfigError("configuration", key, f"cannot be loaded: {error}") from None
+    return trusting(ca_file, key) if url.startswith("https:") else None
 
 
 class Sending:

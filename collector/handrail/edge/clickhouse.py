@@ -28,6 +28,7 @@ import xxhash
 
 from handrail.config import ClickHouseConfig
 from handrail.edge.metrics import Metrics
+from handrail.edge.tls import trusting
 from handrail.event import FIELDS, Event, Fault, Finding
 
 if TYPE_CHECKING:
@@ -180,8 +181,11 @@ class ClickHouseSink:
     """Takes records on the event loop and writes them from one background thread, with the blocking client."""
 
     def __init__(self, config: ClickHouseConfig, metrics: Metrics, *, payloads: bool) -> None:
-        """Raises ValueError where the DSN or the database name cannot be one; the message never holds the password."""
-        target_of(config.dsn or "", config.database)
+        """Raises ValueError where the DSN or the database name cannot be one, ConfigError where its certificates cannot
+        be read; the message never holds the password."""
+        target = target_of(config.dsn or "", config.database)
+        if target.scheme == "https" and (ca_file := target.parameters.get("ca_file")) is not None:
+            trusting(ca_file, "clickhouse.dsn")  # a server that is away may come, a file that is not there will not
         self._config = config
         self._metrics = metrics
         self._payloads = payloads

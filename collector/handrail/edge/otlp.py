@@ -15,7 +15,6 @@ import contextlib
 import hmac
 import logging
 import random
-import ssl
 import threading
 from collections import deque
 from collections.abc import Callable, Mapping
@@ -28,11 +27,11 @@ import msgspec
 import orjson
 from aiohttp import web
 
-from handrail.config import ConfigError, OtlpConfig, listen_address
+from handrail.config import OtlpConfig, listen_address
 from handrail.dialects.spans import Told
-from handrail.edge.files import Unreadable
 from handrail.edge.record import Recorder
-from handrail.edge.registry import tokens_of
+from handrail.edge.registry import configured_tokens
+from handrail.edge.tls import serving
 from handrail.event import Fault
 from handrail.pipeline import Inspector
 from handrail.wire import BodyLimits
@@ -105,6 +104,7 @@ class Otlp:
         """Raises ConfigError where tokens or certificates cannot be read."""
         self._config, self._inspector, self._recorder, self._now = config, inspector, recorder, now
         self._tokens = _tokens(config.token_file, "otlp.token_file", "HANDRAIL_OTLP_TOKEN")
+        self._tls = serving(config.tls_cert_file, config.tls_key_file, "otlp.tls_cert_file")
         self._onward = None
         if config.forward is not None:
             own = _tokens(config.forward_token_file, "otlp.forward_token_file", "HANDRAIL_OTLP_FORWARD_TOKEN")
@@ -154,24 +154,12 @@ class Otlp:
         # What is compressed stays so until its size was looked at.
         self._runner = web.AppRunner(app, access_log=None, handle_signals=False, auto_decompress=False)
         await self._runner.setup()
-        await web.TCPSite(self._runner, host, port, ssl_context=self._tls_context()).start()
+        await web.TCPSite(self._runner, host, port, ssl_context=self._tls).start()
         found = self._runner.addresses[0]
         self.http_address = str(found[0]), int(found[1])
         if not self._tokens and not host.startswith("127.") and host not in ("localhost", "::1"):
             log.warning("whoever reaches %s:%d can send spans; set otlp.token_file", *self.http_address)
-        log.info("OTLP on %s://%s:%d", "https" if self._config.tls_cert_file else "http", *self.http_address)
-
-    def _tls_context(self) -> ssl.SSLContext | None:
-        """Raises ConfigError."""
-        cert, key = self._config.tls_cert_file, self._config.tls_key_file
-        if cert is None or key is None:
-            return None
-        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-        try:
-            context.load_cert_chain(cert, key)
-        except (OSError, ssl.SSLError) as error:
-            raise ConfigError("configuration", "otlp.tls_cert_file", f"cannot be loaded: {error}") from None
-        return context
+        log.info("OTLP on %s://%s:%d", "https" if self._tls else "http", *self.http_address)
 
     def _handler(self, signal: Signal) -> Callable[[web.Request], Any]:
         async def answer(request: web.Request) -> web.Response:
@@ -324,7 +312,7 @@ class Otlp:
         )
         shown = f"[{host}]" if ":" in host else host
         try:
-            if self._tls_context() is None:
+            if self._tls is None:
                 bound = server.add_insecure_port(f"{shown}:{port}")
             else:
                 files = (self._config.tls_key_file, self._config.tls_cert_file)
@@ -468,13 +456,7 @@ class Onward:
 
 
 def _tokens(file: str | None, key: str, variable: str) -> list[bytes]:
-    try:
-        tokens = [each.encode() for each in tokens_of(file, variable)]
-    except Unreadable as error:
-        raise ConfigError("configuration", key, "; ".join(error.problems)) from None
-    if file is not None and not tokens:
-        raise ConfigError("configuration", key, "holds no token; write one on a line of its own")
-    return tokens
+    return [each.encode() for each in configured_tokens(file, key, variable)]
 
 
 def _answer(signal: Signal, batch: Batch, *, is_json: bool) -> bytes:

@@ -11,7 +11,6 @@ import hmac
 import json
 import logging
 import os
-import ssl
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from datetime import UTC, datetime
 from typing import Any
@@ -21,9 +20,10 @@ import orjson
 from aiohttp import BasicAuth, web
 
 from handrail.config import ConfigError, RegistryConfig, listen_address
-from handrail.edge.files import read_text
+from handrail.edge.files import Unreadable, read_text
 from handrail.edge.ledger import Ledger, LedgerError
 from handrail.edge.metrics import Metrics
+from handrail.edge.tls import serving
 from handrail.edge.worker import Exhausted, Text, Worker
 from handrail.schema.compatibility import Verdict
 from handrail.schema.registry import SchemaError
@@ -48,6 +48,18 @@ def tokens_of(file: str | None, variable: str, environment: Mapping[str, str] = 
     """The tokens in a file, a line each, else in an environment variable. Raises Unreadable."""
     text = read_text(file) if file is not None else environment.get(variable, "")
     return tuple(line.strip() for line in text.splitlines() if line.strip())
+
+
+def configured_tokens(file: str | None, key: str, variable: str) -> tuple[str, ...]:
+    """As `tokens_of` for a file that stands under a key of the configuration. Raises ConfigError, also where it holds
+    none."""
+    try:
+        tokens = tokens_of(file, variable)
+    except Unreadable as error:
+        raise ConfigError("configuration", key, "; ".join(error.problems)) from None
+    if file is not None and not tokens:
+        raise ConfigError("configuration", key, "holds no token; write one on a line of its own")
+    return tokens
 
 
 class RegistryBook:
@@ -169,10 +181,9 @@ class RegistryApi:
         self._config, self.book, self._metrics = config, book, metrics
         self.worker = Worker()
         self._waiting = 0
-        self._tokens = [each.encode() for each in tokens_of(config.token_file, "HANDRAIL_REGISTRY_TOKEN")]
-        if config.token_file is not None and not self._tokens:
-            raise ConfigError("configuration", "registry.token_file", "holds no token; write one on a line of its own")
-        self._tls = _tls(config)
+        tokens = configured_tokens(config.token_file, "registry.token_file", "HANDRAIL_REGISTRY_TOKEN")
+        self._tokens = [each.encode() for each in tokens]
+        self._tls = serving(config.tls_cert_file, config.tls_key_file, "registry.tls_cert_file")
         self._runner: web.AppRunner | None = None
         self.address: tuple[str, int] | None = None
         self.app = web.Application(middlewares=[self._answered], client_max_size=config.request_bytes)
@@ -735,14 +746,3 @@ def _incompatible(subject: str, verdict: Verdict) -> Denied:
     details = "; ".join(_messages(verdict))
     message = f'Schema being registered is incompatible with an earlier schema for subject "{subject}": {details}'
     return Denied(409, message, **_explained(verdict))
-
-
-def _tls(config: RegistryConfig) -> ssl.SSLContext | None:
-    if config.tls_cert_file is None:
-        return None
-    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    try:
-        context.load_cert_chain(config.tls_cert_file, config.tls_key_file)
-    except (OSError, ssl.SSLError) as error:
-        raise ConfigError("configuration", "registry.tls_cert_file", f"cannot be loaded: {error}") from None
-    return context

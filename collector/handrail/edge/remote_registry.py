@@ -17,8 +17,9 @@ from urllib.parse import quote
 import aiohttp
 import msgspec
 
-from handrail.config import ConfigError, RegistryConfig
-from handrail.edge.registry import tokens_of
+from handrail.config import RegistryConfig
+from handrail.edge.registry import configured_tokens
+from handrail.edge.tls import trusting
 from handrail.schema.registry import SchemaError, read_document
 from handrail.schema.store import MAX_ID, Level, Reference, Registered, Store, content_key
 
@@ -103,7 +104,9 @@ class RemoteRegistry:
         self._rows: dict[tuple[str, int], Row] = {}
         self._pages: dict[str, tuple[str | None, list[Row]]] = {}
         self._headers = {"Accept": "application/vnd.schemaregistry.v1+json, application/json"} | _credentials(config)
-        self._tls = _trust(config) if self.url.startswith("https:") else None
+        self._tls: ssl.SSLContext | None = None
+        if self.url.startswith("https:"):
+            self._tls = trusting(config.remote_ca_file, "registry.remote_ca_file")
         self._session: aiohttp.ClientSession | None = None
         self.confirmed_at: float | None = None
         """When what is here was last known to be what the registry has, seconds since the epoch."""
@@ -267,16 +270,10 @@ class RemoteRegistry:
 
 
 def _credentials(config: RegistryConfig) -> dict[str, str]:
-    tokens = tokens_of(config.remote_token_file, "HANDRAIL_REGISTRY_REMOTE_TOKEN")
+    key = "registry.remote_token_file"
+    tokens = configured_tokens(config.remote_token_file, key, "HANDRAIL_REGISTRY_REMOTE_TOKEN")
     if not tokens:
         return {}
     if ":" in tokens[0]:
         return {"Authorization": "Basic " + base64.b64encode(tokens[0].encode()).decode()}
     return {"Authorization": f"Bearer {tokens[0]}"}
-
-
-def _trust(config: RegistryConfig) -> ssl.SSLContext:
-    try:
-        return ssl.create_default_context(cafile=config.remote_ca_file)
-    except (OSError, ssl.SSLError) as error:
-        raise ConfigError("configuration", "registry.remote_ca_file", f"cannot be loaded: {error}") from None

@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from handrail.config import ConfigError, TlsConfig
+from handrail.edge.tls import trusting
 from handrail.wire import Route
 
 
@@ -99,10 +100,7 @@ def place_of(
     parts = urlsplit(upstream)
     context: ssl.SSLContext | None = None
     if parts.scheme in secure:
-        try:
-            context = ssl.create_default_context(cafile=tls.ca_file)
-        except (OSError, ssl.SSLError) as error:
-            raise ConfigError("configuration", f"{key}.tls.ca_file", f"cannot be loaded: {error}") from None
+        context = trusting(tls.ca_file, f"{key}.tls.ca_file")
     place = Place(
         host=listen[0],
         port=listen[1],

@@ -56,7 +56,13 @@ def registry_of(config: Config, tell: Callable[[Fault], None]) -> Registry:
         book = RegistryBook(store, source=remote.url)
     else:
         problems, file = [], settings.sqlite or DEFAULT_FILE
-        if not Path(file).exists() or not Path(file).stat().st_size:
+        if not Path(file).parent.is_dir():
+            raise ConfigError("configuration", "registry.sqlite", f"{Path(file).parent} is no directory; make it")
+        try:
+            is_there = Path(file).exists() and Path(file).stat().st_size > 0
+        except OSError as error:
+            raise ConfigError("configuration", "registry.sqlite", f"cannot be a file: {error.strerror}") from None
+        if not is_there:
             refused(f"registry.sqlite: {file} is not there; a run would begin without a schema", "unreadable")
             return Registry(config.schemas.edges)
         try:

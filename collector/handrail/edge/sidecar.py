@@ -9,6 +9,9 @@ import resource
 import signal
 import ssl
 import sys
+import time
+from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
 import msgspec
@@ -28,12 +31,15 @@ from handrail.edge.otlp import Otlp
 from handrail.edge.plans import PlanApi
 from handrail.edge.proxy import Proxy
 from handrail.edge.record import Recorder, Rows
+from handrail.edge.registry import RegistryApi, RegistryBook
 from handrail.edge.route import Fallback, Listener, Target
 from handrail.edge.schemas import Schemas
-from handrail.edge.state import places_of
+from handrail.edge.state import bus_of, places_of, store_of
+from handrail.edge.tls import trusting
 from handrail.edge.worker import vetted
 from handrail.event import Decision, Event, Fault, Outcome
 from handrail.pipeline import Inspector, build
+from handrail.schema.store import Store
 from handrail.wire import Route
 
 if TYPE_CHECKING:
@@ -55,10 +61,7 @@ def address_of(text: str, key: str) -> tuple[str, int]:
 def _tls(route: RouteConfig | FallbackConfig, key: str) -> ssl.SSLContext | None:
     if not route.upstream.startswith("https:"):
         return None
-    try:
-        context = ssl.create_default_context(cafile=route.tls.ca_file)
-    except (OSError, ssl.SSLError) as error:
-        raise ConfigError("configuration", f"{key}.tls.ca_file", f"cannot be loaded: {error}") from None
+    context = trusting(route.tls.ca_file, f"{key}.tls.ca_file")
     context.set_alpn_protocols(["http/1.1"])
     return context
 
@@ -144,12 +147,62 @@ def listeners_of(config: Config) -> list[Listener]:
                 route=Route(agent=agent, side="egress", limits=config.inspection),
             )
         )
-    serves = config.registry is not None and config.registry.listen is not None
-    if not listeners and not config.stores and not config.buses and not serves and config.otlp is None:
+    if not config.listeners():
         raise ConfigError(
             "configuration", "routes", "there is nothing to listen on; name a route, or use --listen and --upstream"
         )
     return listeners
+
+
+def problems_of(config: Config, inspector: Inspector | None) -> list[ConfigError | Unreadable]:
+    """Why a sidecar of this configuration would not start, as far as that is known without a socket: each part is made
+    that reads its addresses, tokens and certificates as it is made. Nothing is written.
+
+    Without an inspector, because the rules have problems of their own, stores, buses and OTLP are not looked at.
+    """
+    metrics = Metrics(config.admin.label_sets)
+    recorder = Recorder(metrics, (), ())
+
+    def http() -> object:
+        return listeners_of(config) if config.routes or config.forward is not None else None
+
+    def registry() -> object:
+        settings = config.registry
+        if settings is None or settings.listen is None:
+            return None
+        return RegistryApi(settings, RegistryBook(Store(settings.compatibility)), metrics)
+
+    def exporter() -> object:
+        if config.traces is None:
+            return None
+        from handrail.edge import traces
+
+        exporter = traces.exporter_of(config.traces)
+        exporter.shutdown()
+        return exporter
+
+    def alerts() -> object:
+        if config.alerts is None:
+            return None
+        return Alerts(config.alerts, metrics, agent=config.agent, now=time.time, fault=lambda _: None)
+
+    def sink() -> object:
+        return ClickHouseSink(config.clickhouse, metrics, payloads=False) if config.clickhouse.dsn else None
+
+    parts: list[Callable[[], object]] = [http, registry, exporter, alerts, sink, lambda: configured_plans(config, 0.0)]
+    if inspector is not None:
+        seen_by = (config.agent, inspector.pipeline, recorder, time.time)
+        parts += [partial(store_of, store, *seen_by) for store in config.stores]
+        parts += [partial(bus_of, bus, *seen_by) for bus in config.buses]
+        if config.otlp is not None:
+            parts.append(partial(Otlp, config.otlp, inspector, recorder, time.time))
+    problems: list[ConfigError | Unreadable] = []
+    for part in parts:
+        try:
+            part()
+        except (ConfigError, Unreadable) as error:
+            problems.append(error)
+    return problems
 
 
 class Service(Protocol):

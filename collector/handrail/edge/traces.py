@@ -31,6 +31,7 @@ import xxhash
 import handrail
 from handrail.config import ConfigError, TracesConfig
 from handrail.edge.metrics import HANDOFF_KINDS, Metrics
+from handrail.edge.tls import trusting
 from handrail.event import FIELDS, SEVERITIES, Decision, Event, Fault, Finding
 
 if TYPE_CHECKING:
@@ -486,6 +487,8 @@ def headers_of(path: str | None) -> dict[str, str]:
 def exporter_of(config: TracesConfig) -> "SpanExporter":
     """The exporter that a configuration asks for. Raises ConfigError for files that cannot be used."""
     headers = headers_of(config.headers_file)
+    if config.ca_file is not None:
+        trusting(config.ca_file, "traces.ca_file")  # the exporters take the file's name, or its bytes as they are
     if config.protocol == "grpc":
         from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter as Grpc
 
@@ -493,17 +496,12 @@ def exporter_of(config: TracesConfig) -> "SpanExporter":
         if config.ca_file is not None:
             import grpc
 
-            try:
-                credentials = grpc.ssl_channel_credentials(Path(config.ca_file).read_bytes())
-            except OSError as error:
-                raise ConfigError("configuration", "traces.ca_file", f"cannot be read: {error}") from None
+            credentials = grpc.ssl_channel_credentials(Path(config.ca_file).read_bytes())
         return Grpc(
             endpoint=config.endpoint, headers=headers or None, timeout=config.export_seconds, credentials=credentials
         )
     from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter as Http
 
-    if config.ca_file is not None and not Path(config.ca_file).is_file():
-        raise ConfigError("configuration", "traces.ca_file", f"{config.ca_file} is no file")
     return Http(
         endpoint=signal_url(config.endpoint),
         headers=headers,
