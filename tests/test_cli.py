@@ -447,6 +447,7 @@ GOOD_LINE = '{"type": "event", "kind": "handoff", "id": "a", "at": 0, "outcome":
         ("x.jsonl", b"nonsense", "line 1: is not JSON: "),
         ("x.jsonl", GOOD_LINE.encode() * 2 + b"{\n", "line 3: is not JSON: "),
         ("x.jsonl", GOOD_LINE.encode() + b"[]\n", "line 2: is not an object; each line is one event"),
+        ("x.jsonl", b'{"type": ["event"], "kind": "handof"}', "line 1: "),
         ("x.jsonl", b'{"kind": "handoff", "at": 0}', "line 1: "),
         ("x.jsonl", b'{"kind": "gossip", "id": "a", "at": 0}', "line 1: "),
         ("x.jsonl", b'{"kind": "read", "id": "a", "at": "noon"}', "line 1: at: "),

@@ -234,6 +234,7 @@ def test_a_wrong_test_fails_and_says_why() -> None:
         POSITIVE | {"name": "field", "finding": {"side": "receiver"}},
         POSITIVE | {"name": "path", "finding": {"evidence.first": "e2"}},
         POSITIVE | {"name": "schema", "schemas": {"s": {1: {"type": "text"}}}},
+        POSITIVE | {"name": "learned", "learned": {"s": [{"type": "object"}, {"type": "text"}]}},
         POSITIVE | {"name": "right", "finding": {"side": "sender", "evidence.first": "e1", "event": "e2"}},
     ]
     results = {test.name: test for test in ruletest.run([pack_of(rule(tests=[*tests, NEGATIVE]))])}
@@ -243,6 +244,7 @@ def test_a_wrong_test_fails_and_says_why() -> None:
     assert "'sender'" in results["field"].problem
     assert "got 'e1'" in results["path"].problem
     assert "s/1.json" in results["schema"].problem
+    assert results["learned"].problem.startswith("learned.s[1]: /type: is not a schema")
 
 
 def test_a_replaced_rule_is_tested_as_it_is_in_force() -> None:

@@ -9,7 +9,7 @@ import orjson
 from handrail.event import Decision, Finding
 from handrail.pipeline import Pipeline
 from handrail.rules import Pack, RuleConfig, TestConfig, event_of, in_force, watch
-from handrail.schema.registry import Registry
+from handrail.schema.registry import Registry, SchemaError
 
 
 class RuleTest(msgspec.Struct, frozen=True):
@@ -43,8 +43,11 @@ def check(pack: Pack, config: RuleConfig, test: TestConfig) -> str:
     if problems := registry.load(files):
         return "; ".join(map(str, problems))
     for subject, documents in test.learned.items():
-        for document in documents:
-            registry.learn(subject, document)
+        for index, document in enumerate(documents):
+            try:
+                registry.learn(subject, document)
+            except SchemaError as error:
+                return f"learned.{subject}[{index}]: {error}"
     pipeline = Pipeline((watch(pack, config, registry),), registry)
     pipeline.recorded()
     found: list[Finding] = []

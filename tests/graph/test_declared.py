@@ -94,6 +94,9 @@ def test_langgraphs_drawing_is_read_with_its_entities_and_escapes() -> None:
     assert plan.labels["sub:inner"] == "inner"
 
 
+GOOD = LANGGRAPH["edges"][0]
+
+
 def test_older_langgraph_numbers_its_nodes() -> None:
     """Numbers are replaced by names."""
     nodes = [{"id": 0, "type": "schema", "data": "Start"}, {"id": 1, "type": "runnable", "data": {"name": "x"}}]
@@ -142,6 +145,12 @@ def test_words_stay_words() -> None:
         ("flowchart LR\n a[open --> b", "line 2: '[open --> b' is not closed"),
         ("flowchart LR\n subgraph x\n a --> b", "subgraph x is not closed"),
         ("flowchart LR\n", "without nodes"),
+        *(
+            (orjson.dumps(LANGGRAPH | {"edges": [GOOD | {end: odd}]}).decode(), f"edges[0].{end}")
+            for end in ("source", "target")
+            for odd in ([], {"x": 1})
+        ),
+        (orjson.dumps(LANGGRAPH | {"nodes": [{"id": ["a"]}, *LANGGRAPH["nodes"]]}).decode(), "nodes[0]"),
     ],
 )
 def test_what_is_wrong_is_told_with_its_place(text: str, told: str) -> None:

@@ -228,7 +228,8 @@ def _event(line: bytes, number: int) -> Event | None:
         raise ValueError(f"line {number}: is not an object; each line is one event")
     if "resourceLogs" in value or "resourceSpans" in value:
         raise ValueError(f"line {number}: is OTLP among events; keep it in a file of its own")
-    if value.get("type") in _OUR_OTHER_LINES:
+    kind = value.get("type")
+    if isinstance(kind, str) and kind in _OUR_OTHER_LINES:
         return None
     try:
         event = event_from(value)

@@ -433,7 +433,7 @@ def _is_langgraph(value: Mapping[str, Any]) -> bool:
 def _langgraph(value: Mapping[str, Any], place: str) -> Plan:
     """`{"nodes": [{"id", "type", "data"}], "edges": [{"source", "target", "conditional"}]}`."""
     draft = _Draft("langgraph")
-    called: dict[Any, str] = {}
+    called: dict[str | int, str] = {}
     for index, node in enumerate(value["nodes"]):
         where = f"{_at(place, 'nodes')}[{index}]"
         if not isinstance(node, Mapping) or "id" not in node:
@@ -445,7 +445,8 @@ def _langgraph(value: Mapping[str, Any], place: str) -> Plan:
             name = _name(data.get("name") or (data.get("id") or [name])[-1], where)
         elif isinstance(data, str) and data and isinstance(identity, int):
             name = data
-        called[identity] = name
+        if isinstance(identity, str | int):
+            called[identity] = name
         draft.declare(name)
         if (seconds := _duration(node.get("metadata") or {}, where)) is not None:
             draft.seconds[name] = seconds
@@ -453,8 +454,8 @@ def _langgraph(value: Mapping[str, Any], place: str) -> Plan:
         where = f"{_at(place, 'edges')}[{index}]"
         if not isinstance(edge, Mapping) or edge.get("source") is None or edge.get("target") is None:
             raise PlanError(where, "has no source or no target; give the whole of get_graph().to_json()")
-        tail = called.get(edge["source"]) or _name(edge["source"], f"{where}.source")
-        head = called.get(edge["target"]) or _name(edge["target"], f"{where}.target")
+        tail = _end(called, edge["source"], f"{where}.source")
+        head = _end(called, edge["target"], f"{where}.target")
         draft.edge(tail, head, where)
         if edge.get("conditional"):
             draft.any_join.add(head)
@@ -464,6 +465,11 @@ def _langgraph(value: Mapping[str, Any], place: str) -> Plan:
     if "__end__" in draft.agents:
         draft.exits.append("__end__")
     return draft.plan()
+
+
+def _end(called: Mapping[str | int, str], said: object, place: str) -> str:
+    known = called.get(said) if isinstance(said, str | int) else None
+    return known or _name(said, place)
 
 
 _HEAD = re.compile(r"(?:graph|flowchart(?:-elk)?)(?:\s+(?:TB|TD|BT|RL|LR)\b|\s*$)")
