@@ -247,6 +247,8 @@ class Next:
 
     def __init__(self) -> None:
         self.statuses: list[int] = []
+        self.seconds = 0.0
+        """How long it takes to answer what it has got."""
         self.got: list[tuple[str, bytes, dict[str, str]]] = []
 
     async def start(self) -> str:
@@ -261,6 +263,7 @@ class Next:
         status = self.statuses.pop(0) if self.statuses else 200
         if status == 200:
             self.got.append((request.path, await request.read(), dict(request.headers)))
+            await asyncio.sleep(self.seconds)
         return web.Response(status=status)
 
 
@@ -330,6 +333,18 @@ def test_our_token_stays_here(tmp_path: Any) -> None:
         one.post("/v1/logs", b"{}", Content_Type=JSON, Authorization="Bearer ours")
         one.end()
     assert [said["Authorization"] for _, _, said in further.got] == ["Bearer theirs"]
+
+
+def test_what_is_on_its_way_at_the_end_is_not_sent_twice() -> None:
+    """The end waits for its answer; what waited behind it goes on too."""
+    with passing_on([]) as (one, further):
+        further.seconds = 0.3
+        one.post("/v1/logs", b'{"resourceLogs":[]}', Content_Type=JSON)
+        one.until(lambda: len(further.got) == 1)
+        one.post("/v1/logs", b"{}", Content_Type=JSON)
+        one.end()
+    assert [body for _, body, _ in further.got] == [b'{"resourceLogs":[]}', b"{}"]
+    assert one.counted("handrail_otlp_forwarded_total") == {'{result="taken"}': 2}
 
 
 def test_what_the_next_endpoint_does_not_take_is_counted() -> None:

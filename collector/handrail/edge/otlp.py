@@ -367,6 +367,7 @@ class Onward:
         self._queue: deque[Passed] = deque()
         self._bytes = 0
         self._came = asyncio.Event()
+        self._ending = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._session: aiohttp.ClientSession | None = None
         self._pause = RETRY_SECONDS[0]
@@ -378,12 +379,16 @@ class Onward:
         self._task = asyncio.create_task(self._run())
 
     async def stop(self) -> None:
-        """One more attempt at all that waits, for as long as one request may take."""
+        """One more attempt at all that waits, for as long as one request may take.
+
+        What is on its way is waited for: broken off and tried again it would arrive twice.
+        """
         if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+            self._ending.set()
+            self._came.set()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self._config.forward_seconds):
+                    await asyncio.gather(self._task, return_exceptions=True)
                     while self._queue and await self._send(self._queue[0]) is None:
                         self._drop_first()
             for _ in range(len(self._queue)):
@@ -406,10 +411,10 @@ class Onward:
         self._came.set()
 
     async def _run(self) -> None:
-        loop = asyncio.get_running_loop()
-        while True:
+        loop, ending = asyncio.get_running_loop(), self._ending
+        while not ending.is_set():
             await self._came.wait()
-            while self._queue:
+            while self._queue and not ending.is_set():
                 passed = self._queue[0]
                 again = await self._send(passed)
                 if again is None:
@@ -419,7 +424,8 @@ class Onward:
                     self._given_up("otlp_not_taken")
                 else:
                     self._pause = min(2 * self._pause, RETRY_SECONDS[1])
-                    await asyncio.sleep(again)
+                    with contextlib.suppress(TimeoutError):
+                        await asyncio.wait_for(ending.wait(), again)
             self._came.clear()
 
     async def _send(self, passed: Passed) -> float | None:
