@@ -288,6 +288,11 @@ many_cuts = st.lists(st.integers(0, 4000), max_size=12)
 @given(raw=streams, cuts=many_cuts)
 @example(raw=b"PUB a.b 2\r\nhi\r\n\x16\x03\x01", cuts=[16])
 @example(raw=b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\nHTTP/1.1 200 OK\r\n\r\n", cuts=[38])
+@example(raw=b"\r\nHTTP/1.1 204 No Content\r\n\r\n", cuts=[1])
+@example(raw=b"HTTP/1.1 100 Continue\r\n\r\n\r\n\r\nHTTP/1.1 204 No Content\r\n\r\n", cuts=[26, 28])
+@example(raw=b"\nHTTP/1.1 204 No Content\r\n\r\n", cuts=[1])
+@example(raw=b"HTTP/1.1 204 No Content\nX: y\r\n\r\n", cuts=[25])
+@example(raw=b"HTTP/2.0 204 No Content\r\n\r\n", cuts=[7])
 def test_any_chunking_of_anything_gives_the_same(name: str, raw: bytes, cuts: list[int]) -> None:
     """Also of what is no message: the same messages before the fault, and the same fault."""
     drive = DRIVES[name]

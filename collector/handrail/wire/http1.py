@@ -714,6 +714,8 @@ class ReplyDecoder:
             status, data = seen.status, data[len(seen.head) :]
         else:
             while True:
+                if data.startswith(b"\r\n"):  # as llhttp does, and so every client that is built on it
+                    data = data[_EMPTY_LINES.match(data).end() :]  # type: ignore[union-attr]
                 end = data.find(b"\r\n\r\n") + 4
                 if end < 4 or end > self._head_bytes:
                     return self._wait(data, end, at)
@@ -755,7 +757,7 @@ class ReplyDecoder:
         """A head that is not complete: kept, unless it can become none."""
         if len(data) > self._limits.head_bytes:
             return _fault("head_too_large", f"the reply's head exceeds {self._limits.head_bytes} bytes", at)
-        if data[:7] != b"HTTP/1."[: len(data)] or _BARE_LF.search(data):
+        if (data[:7] != b"HTTP/1."[: len(data)] and data != b"\r") or _BARE_LF.search(data):
             return _fault("malformed", "the upstream's bytes are not an HTTP/1.x reply", at)
         self._held = data
         return None
@@ -781,6 +783,8 @@ class ReplyDecoder:
                 return status
         if max(map(len, lines)) > self._field_bytes or len(lines) > self._lines + 3:
             return "a header is too long, or there are too many"
+        if not head.startswith(b"HTTP/1.") or _BARE_LF.search(head):  # as `_wait` says of it in pieces
+            return "the upstream's bytes are not an HTTP/1.x reply"
         self._headers = {}
         self._repeated = None
         parser = httptools.HttpResponseParser(self)
