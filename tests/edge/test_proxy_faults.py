@@ -656,6 +656,30 @@ def test_a_reply_that_is_not_http_is_a_502(reply: bytes) -> None:
     play(go, replying(reply))
 
 
+@pytest.mark.parametrize("at", [0, 1, 2, 3, 6])
+def test_a_reply_behind_empty_lines_passes_as_it_came(at: int) -> None:
+    """Some servers end a body with a line too many. Whether a client takes what follows is the client's affair."""
+    raw = b"\r\n\r\n" + OK
+
+    async def twice(wire: Wire) -> None:
+        for _ in range(2):
+            await wire.message()
+            await wire.send(*[piece for piece in (raw[:at], raw[at:]) if piece], pause=0.03)
+        await wire.rest()
+
+    async def go(stage: Stage) -> None:
+        client = await stage.client()
+        for number in (1, 2):
+            await client.send(POST)
+            assert await client.exactly(len(raw)) == raw
+            events = await stage.settled(number)
+            assert [(event.outcome, event.status) for event in events] == [("completed", 200)] * number
+        assert len(stage.upstream.wires) == 1
+        assert stage.counted("handrail_refused_total") == 0
+
+    play(go, twice)
+
+
 @pytest.mark.parametrize("cut", ["nowhere", "in the reply", "behind it", "behind its excess"])
 @pytest.mark.parametrize(("method", "reply", "excess"), TOO_MUCH.values(), ids=TOO_MUCH)
 def test_a_reply_passes_without_what_its_upstream_sent_behind_it(
