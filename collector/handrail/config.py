@@ -1001,6 +1001,8 @@ def parse_yaml(text: str, file: str) -> Any:
         return yaml.load(text, Loader=_Loader)  # noqa: S506  _Loader is the safe one
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
+        if mark is not None and "nesting depth" in (error.problem or ""):  # libyaml looks ahead, and has its own limit
+            raise ConfigError(file, _line(mark), f"is nested deeper than {MAX_DEPTH} levels") from None
         where = "" if mark is None else f"{_line(mark)}, column {mark.column + 1}"
         raise ConfigError(file, where, f"is not YAML: {error.problem or error.context}") from None
     except (yaml.YAMLError, ValueError) as error:  # ValueError: a date such as 2024-13-45

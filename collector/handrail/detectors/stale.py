@@ -100,7 +100,8 @@ class StaleRead:
     """Remembers the last writes of each key and judges each read by them.
 
     The reader's next write, publish or handoff in that workflow is what it made of the stale content: it is in the
-    finding's evidence as `acted`.
+    finding's evidence as `acted`. A write counts from when it was asked, because a read may see what is being written;
+    so one that takes longer than `lateness_seconds` is known too late for the reads that it overlapped.
     """
 
     kind: ClassVar[str] = "state.stale_read"
