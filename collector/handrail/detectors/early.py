@@ -54,8 +54,8 @@ class HandoffEarly:
 
     An event announces a write that was under way when it came, or, where the task had no output yet, the first one that
     follows. It must name the writer as its source, or nobody. The write tells it: one finding for each write, with what
-    was published and delivered too early. A publication counts from when it was asked, which is the order of its stream;
-    so one that takes longer than `lateness_seconds` to be acknowledged is known too late for a write before it.
+    was published and delivered too early. A publication counts from when it was asked, which is the order of its
+    stream; so one that takes longer than `lateness_seconds` to be acknowledged is known too late for a write before it.
     """
 
     kind: ClassVar[str] = "handoff.early"
