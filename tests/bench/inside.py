@@ -57,13 +57,15 @@ def sidecar(directory: Path) -> Sidecar:
 
 def requests(count: int) -> Iterator[bytes]:
     """The requests that wrk.lua sends."""
-    before, after = job.template().encode().split(job.TASK_PLACE.encode())
+    bodies = [body.encode().split(job.TASK_PLACE.encode()) for body in job.templates()]
     head = (
         "POST /handoff HTTP/1.1\r\nHost: 127.0.0.1:8080\r\nContent-Type: application/json\r\nAccept: */*\r\n"
         f"User-Agent: bench\r\nContent-Length: {job.BODY_BYTES}\r\ntraceparent: 00-"
     ).encode()
     for number in range(1, count + 1):
-        trace = b"%032x-%016x-01\r\n\r\n" % (number // 8 + 1, number)
+        workflow = number // 8 + 1
+        trace = b"%032x-%016x-01\r\n\r\n" % (workflow, number)
+        before, after = bodies[workflow % len(bodies)]
         yield head + trace + before + b"task-000000-%012d" % number + after
 
 

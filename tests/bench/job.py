@@ -1,10 +1,11 @@
 """What every validating contestant does with a request body: parse it, validate it, count it.
 
-Also what all of them are fed: a canonical envelope of exactly 4,096 bytes and its schema. Needs orjson and
+Also what all of them are fed: canonical envelopes of exactly 4,096 bytes and their schema. Needs orjson and
 jsonschema-rs alone, because mitmproxy runs it in an environment of its own.
 """
 
 import asyncio
+import random
 from typing import Any
 
 import jsonschema_rs
@@ -71,23 +72,47 @@ SCHEMA: dict[str, Any] = {
 }
 
 
-def template() -> str:
-    """The request body, with TASK_PLACE where the task_id goes."""
-    text = "Demand in the northern region grew faster than supply, and the gap is closed by imports. "
+SPOKEN = (
+    "demand supply region market report price import export border storage transport harvest energy grid turbine solar "
+    "contract renewal account customer margin revenue quarter forecast budget policy subsidy tariff agency ministry "
+    "research survey sample estimate trend growth decline shift risk exposure hedge currency interest inflation wage "
+    "labour plant factory supplier vendor logistics port railway road bridge water forest mine steel cement glass "
+    "paper chip battery engine software platform service cloud network security audit standard licence patent court "
+    "city village household income saving credit loan bond share dividend merger owner board council vote election "
+    "northern southern eastern western large small early late high low steady sharp local global public private grew "
+    "fell rose held moved closed opened covered reached missed passed kept gave took found showed said expects plans "
+    "and or but while because although for from with without over under between after before during against within"
+)
+WORDS = SPOKEN.split()
+WORKFLOWS = 256
+"""So many workflows say something of their own, one after another; the eight handoffs of each pass the same text on."""
+
+
+def _prose(chance: random.Random, size: int) -> str:
+    """Sentences of eight to sixteen words, exactly so many characters."""
+    said = ""
+    while len(said) < size:
+        said += " ".join(chance.choices(WORDS, k=chance.randint(8, 16))).capitalize() + ". "
+    return said[:size]
+
+
+def template(number: int = 0) -> str:
+    """The request body of a workflow, with TASK_PLACE where the task_id goes."""
+    chance = random.Random(number)
     envelope: dict[str, Any] = {
         "task_id": TASK_PLACE,
         "source_agent": "researcher",
         "target_agent": "writer",
         "status": "completed",
         "output": {
-            "summary": text * 3,
+            "summary": "",
             "artifacts": [
-                {"name": f"table-{number}.csv", "type": "text/csv", "content": text * 5} for number in range(5)
+                {"name": f"table-{place}.csv", "type": "text/csv", "content": _prose(chance, 445)} for place in range(5)
             ],
             "confidence": 0.87,
         },
         "context": {
-            "original_goal": "Write a market report on the northern region for the board.",
+            "original_goal": f"Write a report on {chance.choice(WORDS)} and {chance.choice(WORDS)} for the board.",
             "constraints": ["no forecasts past the year", "sources named", "two pages at most"],
             "decisions_made": ["imports counted at border price", "regions as in the last report"],
         },
@@ -99,9 +124,13 @@ def template() -> str:
         },
     }
     room = BODY_BYTES - (len(orjson.dumps(envelope)) - len(TASK_PLACE) + TASK_BYTES)
-    filler = (text * (room // len(text) + 1))[:room]
-    envelope["output"]["summary"] += filler
+    envelope["output"]["summary"] = _prose(chance, room)
     return orjson.dumps(envelope).decode()
+
+
+def templates() -> list[str]:
+    """The bodies of all workflows, each of BODY_BYTES once it has its task_id."""
+    return [template(number) for number in range(WORKFLOWS)]
 
 
 def body(task: str) -> bytes:

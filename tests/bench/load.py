@@ -23,9 +23,9 @@ def need_wrk() -> None:
 
 def closed(port: int, connections: int, seconds: float, directory: Path) -> dict[str, Any]:
     """wrk with as many requests in flight as connections: requests, seconds, p50_us, p99_us, errors."""
-    body = directory / "body"
+    body = directory / "bodies"
     if not body.exists():
-        body.write_text(job.template())
+        body.write_text("\n".join(job.templates()))
     command = ["wrk", "-t1", f"-c{connections}", f"-d{seconds:.0f}s", "--timeout", "10s", "-s", str(HERE / "wrk.lua")]
     command += [f"http://127.0.0.1:{port}", "--", str(body), str(next(_runs))]
     done = subprocess.run(command, capture_output=True, text=True, timeout=seconds + 30, check=False)

@@ -17,7 +17,7 @@ from typing import Any
 
 import httptools
 import uvloop
-from job import TASK_BYTES, TASK_PLACE, template
+from job import BODY_BYTES, TASK_PLACE, templates
 
 GRACE_SECONDS = 2.0
 
@@ -47,11 +47,10 @@ class Load:
     def __init__(self, port: int, run: int) -> None:
         self._run, self.sent = run, 0
         self._expected, self._all = 0, asyncio.Event()
-        before, after = template().split(TASK_PLACE)
-        self._before, self._after = "\r\n\r\n" + before, after
+        self._bodies = [body.split(TASK_PLACE) for body in templates()]
         self._head = (
             f"POST /handoff HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nContent-Type: application/json\r\nAccept: */*\r\n"
-            f"User-Agent: bench\r\nContent-Length: {len(before) + len(after) + TASK_BYTES}\r\ntraceparent: 00-"
+            f"User-Agent: bench\r\nContent-Length: {BODY_BYTES}\r\ntraceparent: 00-"
         )
         self.idle: deque[Connection] = deque()
         self.waiting: deque[float] = deque()
@@ -60,9 +59,10 @@ class Load:
 
     def request(self) -> bytes:
         self.sent += 1
-        trace = f"{self._run:016x}{self.sent // 8 + 1:016x}-{self.sent:016x}-01"
-        task = f"task-{self._run:06d}-{self.sent:012d}"
-        return f"{self._head}{trace}{self._before}{task}{self._after}".encode()
+        workflow = self.sent // 8 + 1
+        trace = f"{self._run:016x}{workflow:016x}-{self.sent:016x}-01"
+        before, after = self._bodies[workflow % len(self._bodies)]
+        return f"{self._head}{trace}\r\n\r\n{before}task-{self._run:06d}-{self.sent:012d}{after}".encode()
 
     def answered(self, connection: Connection, status: int) -> None:
         self.latencies.append(perf_counter() - connection.planned)

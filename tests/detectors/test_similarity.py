@@ -17,6 +17,11 @@ payloads = st.recursive(
 )
 
 
+def forget() -> None:
+    similarity._texts.clear()
+    similarity._together.clear()
+
+
 def shown(made: Phrases) -> tuple[list[int], int, frozenset[int]]:
     return list(made.codes), made.mask, made.sample
 
@@ -25,8 +30,10 @@ def shown(made: Phrases) -> tuple[list[int], int, frozenset[int]]:
 @given(said=texts)
 def test_what_is_remembered_of_a_text_is_what_it_says(said: list[str]) -> None:
     """Made anew, made once more, and made in any order: the same phrases, the same sample."""
-    similarity._texts.clear()
+    forget()
     fresh = shown(Phrases.of_texts(said))
+    assert shown(Phrases.of_texts(said)) == fresh
+    similarity._together.clear()
     assert shown(Phrases.of_texts(said)) == fresh
     long = [text for text in said if len(text) >= 256]
     there, back = Phrases.of_texts(long), Phrases.of_texts(long[::-1])
@@ -66,11 +73,11 @@ def test_the_lines_of_a_payload_are_its_text(payload: Any) -> None:
 
 
 def test_what_is_remembered_is_bounded() -> None:
-    """A thousand texts leave what the limit says, and one that is very long is not remembered."""
-    similarity._texts.clear()
+    """A thousand payloads leave what the limit says, and what is very long is not remembered."""
+    forget()
     for number in range(1_000):
-        Phrases.of_texts([f"text {number} " + "and so on " * 40])
-    assert len(similarity._texts) == 128
-    similarity._texts.clear()
-    Phrases.of_texts([" ".join(f"word{number}" for number in range(9_000))])
-    assert not similarity._texts
+        Phrases.of_texts([f"text {number} " + "and so on " * 40, f"{number} times"])
+    assert (len(similarity._texts), len(similarity._together)) == (128, 128)
+    forget()
+    Phrases.of_texts([" ".join(f"word{number}" for number in range(9_000)), "and more"])
+    assert (len(similarity._texts), len(similarity._together)) == (1, 0)

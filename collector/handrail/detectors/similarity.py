@@ -250,26 +250,22 @@ class Phrases:
         """Those of the short texts one behind the other, and of each long one by itself.
 
         A workflow says the same long texts again and again (goals, results, what was said before): what their phrases
-        are is remembered by their hashes, so that a payload costs what is new in it. 3,600 characters in six texts cost
-        47,000 instructions, and 7,000 where they come again.
+        are is remembered by their hashes, one by one and all together, so that a payload costs what is new in it.
         """
-        made = [_remembered(text) for text in texts if len(text) >= _LONG]
-        if len(made) < len(texts):
-            made.append(Phrases.of_text("\n".join([text for text in texts if len(text) < _LONG])))
-        if len(made) == 1:
-            return made[0]
-        codes = array("I")
-        mask = 0
-        for each in made:
-            codes += each.codes
-            mask |= each.mask
-        sample: set[int] = set()
-        last: Phrases | None = None
-        for each in made:
-            if each is not last:
-                sample.update(each.sample if each.mask == mask else _without(each.sample, mask))
-            last = each
-        return Phrases(codes, mask, frozenset(sample))
+        said = [text for text in texts if len(text) >= _LONG]
+        if len(said) < len(texts):
+            said.append("\n".join([text for text in texts if len(text) < _LONG]))
+        keys = tuple([xxhash.xxh3_64_intdigest(text.encode("utf-8", "surrogatepass")) for text in said])
+        if len(keys) == 1:
+            return _of_text(keys[0], said[0])
+        known = _together.get(keys)
+        if known is None:
+            known = _joint([_of_text(keys[index], text) for index, text in enumerate(said)])
+            if len(known.codes) <= _TEXT_CODES:
+                _together[keys] = known
+                if len(_together) > _TEXTS:
+                    del _together[next(iter(_together))]
+        return known
 
     def distinct(self) -> frozenset[int]:
         """Each phrase once."""
@@ -277,15 +273,16 @@ class Phrases:
 
 
 _LONG: Final = 256
-"""Characters of a text whose phrases are remembered."""
+"""Characters of a text whose phrases are its own: between two of them nothing is said."""
 _TEXTS: Final = 128
-"""How many texts are remembered so, and up to how many phrases of one: 2 MiB at the most."""
+"""How many texts are remembered, and how many payloads."""
 _TEXT_CODES: Final = 1_024
+"""Phrases of one of them; with the sample 12 KB at the most."""
 _texts: Final[dict[int, Phrases]] = {}
+_together: Final[dict[tuple[int, ...], Phrases]] = {}
 
 
-def _remembered(text: str) -> Phrases:
-    key = xxhash.xxh3_64_intdigest(text.encode("utf-8", "surrogatepass"))
+def _of_text(key: int, text: str) -> Phrases:
     known = _texts.get(key)
     if known is None:
         known = Phrases.of_text(text)
@@ -294,6 +291,18 @@ def _remembered(text: str) -> Phrases:
             if len(_texts) > _TEXTS:
                 del _texts[next(iter(_texts))]
     return known
+
+
+def _joint(made: list[Phrases]) -> Phrases:
+    codes = array("I")
+    mask = 0
+    for each in made:
+        codes += each.codes
+        mask |= each.mask
+    sample: set[int] = set()
+    for each in made:
+        sample.update(each.sample if each.mask == mask else _without(each.sample, mask))
+    return Phrases(codes, mask, frozenset(sample))
 
 
 SAMPLE: Final = 128
