@@ -1,5 +1,6 @@
 """Recordings become findings: what is printed where, and what a replay remembers."""
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -94,14 +95,20 @@ def test_a_bar_is_for_people_only(tmp_path: Path, handrail_command: Sequence[str
     """On a terminal something moves on standard error; in a pipe nothing is written there."""
     file = tmp_path / "calls.jsonl"
     file.write_bytes(b"\n".join(to_json(event(str(number), number)) for number in range(20_000)))
+    command = [*handrail_command, "replay", str(file), "--output", "json"]
     terminal, side = os.openpty()
     try:
-        command = [*handrail_command, "replay", str(file), "--output", "json"]
-        subprocess.run(command, stdout=subprocess.DEVNULL, stderr=side, check=True, env={**os.environ, "TERM": "xterm"})
-        assert b"replay" in os.read(terminal, 65_536)
+        terms = {**os.environ, "TERM": "xterm"}
+        with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=side, env=terms) as running:
+            os.close(side)
+            seen = b""
+            with contextlib.suppress(OSError):  # how a pseudo-terminal ends on Linux
+                while piece := os.read(terminal, 65_536):  # unread, a slow run fills it and waits
+                    seen += piece
+        assert running.returncode == 0
+        assert b"replay" in seen
     finally:
         os.close(terminal)
-        os.close(side)
 
     assert subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, check=True).stderr == b""
 
