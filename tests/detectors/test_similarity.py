@@ -77,7 +77,7 @@ def test_what_is_remembered_is_bounded() -> None:
     forget()
     for number in range(1_000):
         Phrases.of_texts([f"text {number} " + "and so on " * 40, f"{number} times"])
-    assert (len(similarity._texts), len(similarity._together)) == (128, 128)
+    assert (len(similarity._texts), len(similarity._together)) == (128, 64)
     forget()
     Phrases.of_texts([" ".join(f"word{number}" for number in range(9_000)), "and more"])
     assert (len(similarity._texts), len(similarity._together)) == (1, 0)

@@ -261,9 +261,9 @@ class Phrases:
         known = _together.get(keys)
         if known is None:
             known = _joint([_of_text(keys[index], text) for index, text in enumerate(said)])
-            if len(known.codes) <= _TEXT_CODES:
+            if len(known.codes) <= _REMEMBERED_CODES:
                 _together[keys] = known
-                if len(_together) > _TEXTS:
+                if len(_together) > _PAYLOADS:
                     del _together[next(iter(_together))]
         return known
 
@@ -275,9 +275,10 @@ class Phrases:
 _LONG: Final = 256
 """Characters of a text whose phrases are its own: between two of them nothing is said."""
 _TEXTS: Final = 128
-"""How many texts are remembered, and how many payloads."""
-_TEXT_CODES: Final = 1_024
-"""Phrases of one of them; with the sample 12 KB at the most."""
+_PAYLOADS: Final = 64
+"""How many of each are remembered."""
+_REMEMBERED_CODES: Final = 4_096
+"""Phrases of one of them, as many as 25,000 characters have: with the sample 24 KB, all together 5 MB at the most."""
 _texts: Final[dict[int, Phrases]] = {}
 _together: Final[dict[tuple[int, ...], Phrases]] = {}
 
@@ -286,7 +287,7 @@ def _of_text(key: int, text: str) -> Phrases:
     known = _texts.get(key)
     if known is None:
         known = Phrases.of_text(text)
-        if len(known.codes) <= _TEXT_CODES:
+        if len(known.codes) <= _REMEMBERED_CODES:
             _texts[key] = known
             if len(_texts) > _TEXTS:
                 del _texts[next(iter(_texts))]
@@ -308,8 +309,6 @@ def _joint(made: list[Phrases]) -> Phrases:
 SAMPLE: Final = 128
 _LATEST: Final = 16
 """Payloads whose phrases are remembered: several rules ask about the events that are observed together."""
-_LATEST_CODES: Final = 4_096
-"""Phrases of one of them; those of a longer text are made again."""
 _latest: Final[dict[tuple[int, str], Phrases]] = {}
 
 
@@ -321,7 +320,7 @@ def phrases_of(payload: Any, digest: str | None) -> Phrases:
     known = _latest.get(key)
     if known is None:
         known = Phrases.of_texts(texts_of(payload))
-        if len(known.codes) <= _LATEST_CODES:
+        if len(known.codes) <= _REMEMBERED_CODES:
             _latest[key] = known
             if len(_latest) > _LATEST:
                 del _latest[next(iter(_latest))]
