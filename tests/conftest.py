@@ -4,8 +4,10 @@ import contextlib
 import itertools
 import os
 import shutil
+import signal
 import socket
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -22,6 +24,12 @@ def missing(what: str) -> None:
     if IN_CI:
         pytest.fail(f"{what}; .ci/run must install it", pytrace=False)
     pytest.skip(what)
+
+
+def pytest_sessionstart() -> None:
+    """A shell starts what runs in its background with SIGINT ignored, and so would be what tests start and interrupt."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_report_header() -> str:
