@@ -27,7 +27,7 @@ def missing(what: str) -> None:
 
 
 def pytest_sessionstart() -> None:
-    """A shell starts what runs in its background with SIGINT ignored, and so would be what tests start and interrupt."""
+    """A shell starts what runs in its background with SIGINT ignored, and so would start what tests interrupt."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN and threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
