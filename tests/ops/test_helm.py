@@ -342,6 +342,10 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         {"config": {"registry": {"sqlite": "/var/lib/handrail/r.db"}}},
         "set persistence.enabled",
     ),
+    "a registry beside an agent, where the chart makes no disk": (
+        GATEWAY | {"gateway": {"enabled": False}},
+        "config.registry.sqlite: without a disk",
+    ),
     "a registry on no disk": (
         {"config": {"registry": {"sqlite": "r.db"}}, "persistence": {"enabled": True}},
         "name a file below /var/lib/handrail/",

@@ -20,13 +20,13 @@
 {{- if and $.Values.schemas (or .sqlite .remote) }}
 {{- fail "schemas: config.registry has schemas from elsewhere; keep one of them" }}
 {{- end }}
-{{- if and .sqlite (not $.Values.persistence.enabled) }}
-{{- fail "config.registry.sqlite: without a disk it would be lost with the pod; set persistence.enabled" }}
+{{- if and .sqlite (not (and $.Values.gateway.enabled $.Values.persistence.enabled)) }}
+{{- fail "config.registry.sqlite: without a disk it would be lost with the pod; use a gateway and set persistence.enabled" }}
 {{- end }}
 {{- end }}
 {{- $dsn := default "" (default (dict) $config.clickhouse).dsn }}
-{{- if and (hasPrefix "chdb:" $dsn) (not .Values.persistence.enabled) }}
-{{- fail "config.clickhouse.dsn: without a disk an embedded ClickHouse would be lost with the pod; set persistence.enabled" }}
+{{- if and (hasPrefix "chdb:" $dsn) (not (and .Values.gateway.enabled .Values.persistence.enabled)) }}
+{{- fail "config.clickhouse.dsn: without a disk what it holds would be lost with the pod; use a gateway and set persistence.enabled" }}
 {{- end }}
 {{- if and .Values.gateway.enabled .Values.persistence.enabled (gt (int .Values.replicas) 1) }}
 {{- fail "replicas: several pods cannot share one disk; set replicas to 1, or persistence.enabled to false" }}
@@ -34,7 +34,7 @@
 {{- toJson $config }}
 {{- end }}
 
-{{/* Every address that Handrail listens on, as a JSON list of {name, key, host, port}; refuses one port taken twice. */}}
+{{/* Every address that Handrail listens on, as a JSON list of {name, key, port, near}; `near`: only the pod itself reaches it. */}}
 {{- define "handrail.listeners" -}}
 {{- $config := include "handrail.config" . | fromJson }}
 {{- $found := list }}
